@@ -1,0 +1,205 @@
+"""A request and its sequences as the scheduler sees them: tokens, pages, progress. No tensors, no clocks of its own.
+
+Ownership: the scheduler alone creates and changes a `Sequence`; everything else reads it. One request makes
+`sampling.n` sequences; the first computes the prompt, the others fork from it.
+
+    tokens   |<------ prompt ------>|<-- output (committed by earlier attempts, then generated here) -->|
+    KV       |<--------- num_computed -------->|<-- to compute -->|   num_pending tokens are sampled but not yet read
+    pages    | block_table: one page id for each page_size tokens of the computed and planned part |
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How tokens are chosen and when a sequence ends. Validated; every field has its final value."""
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    seed: int = 0
+    max_tokens: int = 16
+    min_tokens: int = 0
+    stop_token_ids: frozenset[int] = frozenset()
+    n: int = 1
+
+
+class Priority(enum.IntEnum):
+    """Class of service; a lower value is served first."""
+
+    INTERACTIVE = 0
+    BATCH = 1
+
+
+class FinishReason(enum.IntEnum):
+    """Why a sequence ended; values equal octavo.v1.FinishReason."""
+
+    STOP = 1
+    LENGTH = 2
+    CANCELLED = 3
+    DEADLINE = 4
+    ERROR = 5
+    HANDOFF = 6
+
+
+class State(enum.Enum):
+    """Where a sequence is in its life."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    PREEMPTED = "preempted"
+    FINISHED = "finished"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What a client asked of this engine.
+
+    Attributes:
+        key: unique among all requests of this process, chosen by the caller, never reused.
+        prompt: prompt token ids, at least one.
+        sampling: how tokens are chosen. `sampling.stop_token_ids` already holds the model's end-of-sequence ids
+            unless the client asked to ignore them.
+        priority: class of service.
+        arrival_ns: monotonic time of arrival.
+        deadline_ns: monotonic time after which the result is of no use; None means never.
+        page_hash_root: root of the page-hash chain, with the tenant's salt.
+        committed: output of each choice by earlier attempts; empty for a fresh request.
+        finished_choices: choices that had ended before a move; nothing is generated for them.
+    """
+
+    key: int
+    prompt: list[int]
+    sampling: Sampling
+    priority: Priority = Priority.INTERACTIVE
+    arrival_ns: int = 0
+    deadline_ns: int | None = None
+    page_hash_root: bytes = b""
+    committed: tuple[tuple[int, ...], ...] = ()
+    finished_choices: frozenset[int] = frozenset()
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Sequence:
+    """One choice of a request: its tokens, pages and progress.
+
+    Attributes:
+        request: the request it belongs to.
+        choice: index of the choice.
+        tokens: prompt followed by output, as far as known to the host.
+        num_computed: leading tokens whose keys and values are written, or will be by a step already planned.
+        num_pending: tokens sampled by planned steps whose results are not yet read (0 or 1).
+        block_table: page ids; entry i holds tokens [i * page_size, (i + 1) * page_size).
+        page_hashes: hashes of the leading full pages known so far.
+        slot: row of the device state while RUNNING, else None.
+        generation: rises each time a slot is given to it; results of another generation are void.
+        credit: most output tokens the reader takes; None means unlimited.
+    """
+
+    request: Request
+    choice: int = 0
+    tokens: list[int]
+    num_computed: int = 0
+    num_pending: int = 0
+    block_table: list[int] = field(default_factory=list)
+    page_hashes: list[bytes] = field(default_factory=list)
+    state: State = State.WAITING
+    slot: int | None = None
+    generation: int = 0
+    credit: int | None = None
+    num_cached: int = 0
+    num_preemptions: int = 0
+    num_recomputed: int = 0
+    num_prefill_steps: int = 0
+    peak_pages: int = 0
+    first_planned_ns: int | None = None
+    first_token_ns: int | None = None
+    last_token_ns: int | None = None
+
+    @property
+    def num_prompt(self) -> int:
+        """Prompt tokens."""
+        return len(self.request.prompt)
+
+    @property
+    def length(self) -> int:
+        """Tokens including those sampled but not yet read."""
+        return len(self.tokens) + self.num_pending
+
+    @property
+    def num_output(self) -> int:
+        """Output tokens including those sampled but not yet read."""
+        return self.length - self.num_prompt
+
+    @property
+    def num_uncomputed(self) -> int:
+        """Tokens still without keys and values: 1 while decoding."""
+        return self.length - self.num_computed
+
+    @property
+    def seed(self) -> int:
+        """Seed of this choice's noise."""
+        return (self.request.sampling.seed + self.choice) % 2**64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One sequence's part of a step: tokens [start, start + num_tokens) are computed.
+
+    Attributes:
+        sequence: whose tokens.
+        start: position of the first.
+        num_tokens: how many.
+        samples: whether the last one's logits give a new token.
+        output_position: absolute output position of that new token (the noise position).
+        block_table: page ids that cover every token up to start + num_tokens, as of this step.
+        slot: the sequence's slot in this step.
+        generation: the sequence's generation in this step.
+    """
+
+    sequence: Sequence
+    start: int
+    num_tokens: int
+    samples: bool
+    output_position: int
+    block_table: tuple[int, ...]
+    slot: int
+    generation: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepPlan:
+    """What one step computes.
+
+    Attributes:
+        step_id: rises by one with each plan.
+        rows: decodes first, then prefill chunks.
+        copies: pages (source, destination) to copy before anything is written: copy-on-write.
+    """
+
+    step_id: int
+    rows: tuple[Row, ...]
+    copies: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens computed."""
+        return sum(row.num_tokens for row in self.rows)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampled:
+    """Result of a step: one entry per row of the plan that samples, in the plan's order.
+
+    Attributes:
+        token_ids: chosen ids.
+        logprobs: natural logarithms of their probabilities under the model, before temperature and truncation.
+    """
+
+    token_ids: list[int]
+    logprobs: list[float]

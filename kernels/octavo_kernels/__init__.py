@@ -1,0 +1,1 @@
+"""Triton kernels for paged serving, each beside its plain-PyTorch reference."""

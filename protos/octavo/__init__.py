@@ -1,0 +1,1 @@
+"""The contract between the units: messages, page hash, names of spans, metrics and log keys."""

@@ -1,0 +1,1 @@
+"""Generated messages and services of octavo.v1. Do not edit; run `make protos`."""

@@ -133,7 +133,7 @@ class EndEvent(msgspec.Struct, frozen=True, array_like=True):
 
 
 class LoadReport(msgspec.Struct, frozen=True, array_like=True):
-    """Load of the core after a step, as in octavo.v1.Load."""
+    """Load of the core after a step, as in octavo.v1.Load. `num_taken` counts the submits it has taken since its start."""
 
     num_waiting: int
     waiting_tokens: int
@@ -143,6 +143,7 @@ class LoadReport(msgspec.Struct, frozen=True, array_like=True):
     pages_free: int
     prefill_tokens_per_s: float
     decode_s_per_sequence: float
+    num_taken: int = 0
 
 
 class StepFrame(msgspec.Struct, frozen=True, tag="step", array_like=True):
@@ -169,6 +170,12 @@ class StepFrame(msgspec.Struct, frozen=True, tag="step", array_like=True):
     load: LoadReport
 
 
+class Flushed(msgspec.Struct, frozen=True, tag="flushed", array_like=True):
+    """Answers a Flush."""
+
+    num_pages: int
+
+
 class Failed(msgspec.Struct, frozen=True, tag="failed", array_like=True):
     """Last frame of a core that cannot go on. `reason` is stable; the details are in the core's log."""
 
@@ -176,4 +183,4 @@ class Failed(msgspec.Struct, frozen=True, tag="failed", array_like=True):
     message: str
 
 
-Report = Ready | Progress | StepFrame | Failed
+Report = Ready | Progress | StepFrame | Flushed | Failed

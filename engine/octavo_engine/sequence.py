@@ -5,7 +5,7 @@ Ownership: the scheduler alone creates and changes a `Sequence`; everything else
 
     tokens   |<------ prompt ------>|<-- output (committed by earlier attempts, then generated here) -->|
     KV       |<--------- num_computed -------->|<-- to compute -->|   num_pending tokens are sampled but not yet read
-    pages    | block_table: one page id for each page_size tokens of the computed and planned part |
+    pages    | block_table: one page id for each page_size tokens, at least of the computed and planned part |
 """
 
 from __future__ import annotations
@@ -93,12 +93,20 @@ class Sequence:
         choice: index of the choice.
         tokens: prompt followed by output, as far as known to the host.
         num_computed: leading tokens whose keys and values are written, or will be by a step already planned.
-        num_pending: tokens sampled by planned steps whose results are not yet read (0 or 1).
-        block_table: page ids; entry i holds tokens [i * page_size, (i + 1) * page_size).
+        num_pending: tokens sampled by planned steps whose results are not yet read; at most the pipeline's depth.
+        block_table: page ids; entry i holds tokens [i * page_size, (i + 1) * page_size). Within one generation it only
+            grows at its end: no entry changes.
         page_hashes: hashes of the leading full pages known so far.
         slot: row of the device state while RUNNING, else None.
-        generation: rises each time a slot is given to it; results of another generation are void.
+        generation: rises each time a slot is given to it, and no two sequences ever have the same; results of another
+            generation are void.
         credit: most output tokens the reader takes; None means unlimited.
+        num_cached: prompt tokens found in the prefix cache when it first ran.
+        prefill_end: its length at the last admission: computing below it is prefill, from there on decode.
+        num_published: leading pages that are resident, or are duplicates of resident ones.
+        max_computed: most tokens ever computed; computing below it again is recomputation.
+        last_step: id of the last step planned for it; 0 before the first.
+        frozen_table: the block table as it stands in its latest row.
     """
 
     request: Request
@@ -120,6 +128,11 @@ class Sequence:
     first_planned_ns: int | None = None
     first_token_ns: int | None = None
     last_token_ns: int | None = None
+    prefill_end: int = 0
+    num_published: int = 0
+    max_computed: int = 0
+    last_step: int = 0
+    frozen_table: tuple[int, ...] = ()
 
     @property
     def num_prompt(self) -> int:
@@ -146,6 +159,16 @@ class Sequence:
         """Seed of this choice's noise."""
         return (self.request.sampling.seed + self.choice) % 2**64
 
+    @property
+    def num_prefill_left(self) -> int:
+        """Tokens of the prefill that no step has been planned for: 0 while decoding."""
+        return max(0, self.prefill_end - self.num_computed)
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether the reader takes no more output for now."""
+        return self.credit is not None and self.num_output >= self.credit
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
@@ -153,13 +176,16 @@ class Row:
 
     Attributes:
         sequence: whose tokens.
-        start: position of the first.
+        start: position of the first. One step ahead, a decode's token may not have reached `sequence.tokens` yet
+            (start == len(sequence.tokens)): it is the one that the slot sampled in the step before.
         num_tokens: how many.
         samples: whether the last one's logits give a new token.
         output_position: absolute output position of that new token (the noise position).
-        block_table: page ids that cover every token up to start + num_tokens, as of this step.
+        block_table: page ids that cover at least every token up to start + num_tokens, as of this step. Rows of one
+            generation start with the same entries; while nothing is added they share one tuple.
         slot: the sequence's slot in this step.
-        generation: the sequence's generation in this step.
+        generation: the sequence's generation in this step: another value in a slot means another occupant.
+        banned_token_ids: ids that must not be sampled: the stop ids while the output is shorter than `min_tokens`.
     """
 
     sequence: Sequence
@@ -170,6 +196,7 @@ class Row:
     block_table: tuple[int, ...]
     slot: int
     generation: int
+    banned_token_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,7 +206,8 @@ class StepPlan:
     Attributes:
         step_id: rises by one with each plan.
         rows: decodes first, then prefill chunks.
-        copies: pages (source, destination) to copy before anything is written: copy-on-write.
+        copies: pages (source, destination) to copy before anything is written: copy-on-write. Destinations are all
+            different and none is a source, so the order does not matter.
     """
 
     step_id: int

@@ -19,6 +19,7 @@ from typing import ClassVar
 
 import grpc
 from google.protobuf import any_pb2, duration_pb2
+from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 
 from octavo.attributes import ERROR_DOMAIN
@@ -116,6 +117,40 @@ _BY_CODE: dict[int, type[OctavoError]] = {
 def from_code(code: int, reason: str, message: str, retry_after_s: float | None = None) -> OctavoError:
     """Return the error for a google.rpc.Code received from a peer; an unknown code becomes InternalError."""
     return _BY_CODE.get(code, InternalError)(reason, message, retry_after_s=retry_after_s)
+
+
+def from_rpc_error(error: grpc.aio.AioRpcError) -> OctavoError:
+    """Return the error that a peer's status stands for, with the details that Octavo's servers send.
+
+    A status without details comes from the transport or from a foreign server: its reason is the code's name in small
+    letters ("unavailable").
+    """
+    code = error.code()
+    kind = _BY_CODE.get(code.value[0], InternalError)
+    message = error.details() or code.name
+    status = status_pb2.Status()
+    info = error_details_pb2.ErrorInfo(reason=code.name.lower())
+    violation: str | None = None
+    retry = error_details_pb2.RetryInfo()
+    try:
+        for key, value in error.trailing_metadata() or ():
+            if key == STATUS_METADATA_KEY and isinstance(value, bytes):
+                status.ParseFromString(value)
+        for detail in status.details:
+            if detail.Is(error_details_pb2.BadRequest.DESCRIPTOR):
+                bad_request = error_details_pb2.BadRequest.FromString(detail.value)
+                violation = next((entry.field for entry in bad_request.field_violations), None)
+            detail.Unpack(info)
+            detail.Unpack(retry)
+    except DecodeError:
+        return kind(code.name.lower(), message)
+    return kind(
+        info.reason,
+        message,
+        field=violation,
+        retry_after_s=retry.retry_delay.ToTimedelta().total_seconds() if retry.HasField("retry_delay") else None,
+        metadata=dict(info.metadata),
+    )
 
 
 def _pack(

@@ -1,0 +1,45 @@
+"""`octavo-engine`: read the configuration, serve, exit with a status that a supervisor understands."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import Sequence
+
+import structlog
+import uvloop
+from octavo.attributes import Log
+from octavo.logs import configure_logs
+
+from octavo_engine.config import EXIT_CONFIG, ConfigError, EngineConfig, load_config
+from octavo_engine.core_process import CORE_COMMAND, CoreProcess
+from octavo_engine.front import Front
+
+
+def main(arguments: Sequence[str] | None = None, core_command: Sequence[str] = CORE_COMMAND) -> int:
+    """Run an engine; return its exit status: 0 after a drain, 70 after a failure, 78 for a wrong configuration.
+
+    Args:
+        arguments: flags; default those of the command line.
+        core_command: program that runs the core.
+    """
+    try:
+        config = load_config(sys.argv[1:] if arguments is None else arguments, os.environ)
+        configure_logs(level=config.log_level, form=config.log_form)
+        structlog.contextvars.bind_contextvars(**{Log.ENGINE_ID: config.engine_id})
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(_serve(config, core_command))
+    except ConfigError as error:
+        for problem in error.problems:
+            print(f"octavo-engine: {problem}", file=sys.stderr)  # noqa: T201 - for people, before there is a log
+        return EXIT_CONFIG
+
+
+async def _serve(config: EngineConfig, core_command: Sequence[str]) -> int:
+    core = await CoreProcess.start(config, core_command)
+    return await Front(config, core).run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,139 @@
+"""The `triton` backend: Triton kernels over the pages, torch for matrix products. CUDA, or the interpreter in tests."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from octavo_kernels.activation import silu_mul
+from octavo_kernels.copy_pages import copy_pages
+from octavo_kernels.decode_attention import decode_workspace_size, paged_decode
+from octavo_kernels.extend_attention import paged_extend
+from octavo_kernels.norm import add_rmsnorm, rmsnorm
+from octavo_kernels.rope_write import rope_qknorm_write
+from octavo_kernels.sampling import sample, sample_workspace_size
+
+from octavo_engine.backends import cpu_linear
+from octavo_engine.backends.cpu_linear import LinearPacker
+from octavo_engine.batch import Batch
+from octavo_engine.models.config import ModelConfig
+from octavo_engine.models.rope import cos_sin_table
+from octavo_engine.models.weights import Linear
+
+
+class TritonOps:
+    """Operations of the `triton` backend over one page pool [P, L, 2, K, page_size, D]."""
+
+    def __init__(self, config: ModelConfig, pool: torch.Tensor, *, max_len: int, max_sequences: int) -> None:
+        self._config = config
+        self._pool = pool
+        self._dtype, self._device = pool.dtype, pool.device
+        self._cos_sin = cos_sin_table(config.rope, config.head_dim, max_len).to(self._device)
+        self._scale = config.head_dim**-0.5
+        # Interpreted kernels compute on the CPU; products there must not see their neighbours either.
+        self._packer = LinearPacker(pool.dtype, exact=True, tiles=True) if pool.device.type == "cpu" else None
+        sizes = (
+            decode_workspace_size(max_sequences, config.num_heads, config.head_dim, max_len + pool.shape[4]),
+            sample_workspace_size(max_sequences, config.vocab_size),
+        )
+        self._workspace = torch.empty(max(sizes), dtype=torch.float32, device=self._device)
+
+    def prepare_linear(self, linear: Linear) -> Any:
+        """Bring a weight to the device."""
+        if self._packer is not None:
+            return self._packer.pack(linear)
+        bias = None if linear.bias is None else linear.bias.to(self._device, self._dtype)
+        return Linear(weight=linear.weight.to(self._device, self._dtype), bias=bias)
+
+    def prepare_vector(self, vector: torch.Tensor) -> torch.Tensor:
+        """Bring a norm's weight to the device."""
+        return vector.to(self._device, self._dtype)
+
+    def prepare_embedding(self, table: torch.Tensor) -> torch.Tensor:
+        """Bring the embedding table to the device."""
+        return table.to(self._device, self._dtype)
+
+    def embed(self, table: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """Return [T, hidden]."""
+        return table[batch.token_ids]
+
+    def linear(self, x: torch.Tensor, weight: Any) -> torch.Tensor:
+        """Return x @ weight.T + bias."""
+        if self._packer is not None:
+            return cpu_linear.apply(x, weight)
+        return torch.nn.functional.linear(x, weight.weight, weight.bias)
+
+    def rms_norm(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """Return the normalized rows."""
+        out = torch.empty_like(x)
+        rmsnorm(x, weight, out, self._config.rms_norm_eps)
+        return out
+
+    def add_rms_norm(self, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """Add x to residual in place and return the normalized rows."""
+        out = torch.empty_like(x)
+        add_rmsnorm(x, residual, weight, out, self._config.rms_norm_eps)
+        return out
+
+    def rope_write(
+        self,
+        qkv: torch.Tensor,
+        batch: Batch,
+        layer: int,
+        q_norm: torch.Tensor | None,
+        k_norm: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """Rotate, write keys and values, return q [T, H * D]."""
+        config = self._config
+        q = torch.empty(len(qkv), config.num_heads, config.head_dim, dtype=self._dtype, device=self._device)
+        rope_qknorm_write(
+            qkv, batch.positions, batch.slots, self._cos_sin, self._pool[:, layer, 0], self._pool[:, layer, 1],
+            q, q_norm, k_norm, config.rms_norm_eps,
+        )  # fmt: skip
+        return q.view(len(qkv), -1)
+
+    def attention(self, q: torch.Tensor, batch: Batch, layer: int) -> torch.Tensor:
+        """Return [T, H * D]: single-token rows by the decode kernel, chunks by the extend kernel."""
+        config = self._config
+        heads = q.view(-1, config.num_heads, config.head_dim)
+        out = torch.empty_like(heads)
+        k, v = self._pool[:, layer, 0], self._pool[:, layer, 1]
+        split, window = batch.num_decodes, config.windows[layer]
+        if split:
+            paged_decode(
+                heads[:split], k, v, batch.block_tables[:split], batch.context_lens[:split], out[:split],
+                self._workspace, scale=self._scale, window=window,
+            )  # fmt: skip
+        if split < len(batch.context_lens):
+            paged_extend(
+                heads[split:], k, v, batch.block_tables[split:], batch.query_start[split:] - split,
+                batch.context_lens[split:], out[split:], scale=self._scale, window=window,
+                max_q_len=batch.max_query_len,
+            )  # fmt: skip
+        return out.view(len(q), -1)
+
+    def silu_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
+        """Return silu(gate) * up."""
+        out = torch.empty(len(gate_up), self._config.intermediate_size, dtype=self._dtype, device=self._device)
+        silu_mul(gate_up, out)
+        return out
+
+    def sample(self, logits: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return ids and log-probabilities of the sampling rows."""
+        ids = torch.empty(len(logits), dtype=torch.int64, device=self._device)
+        logprobs = torch.empty(len(logits), dtype=torch.float32, device=self._device)
+        sample(
+            logits, batch.temperature, batch.top_k, batch.top_p, batch.min_p, batch.seeds, batch.output_positions,
+            ids, logprobs, self._workspace,
+        )  # fmt: skip
+        return ids, logprobs
+
+    def copy_pages(self, copies: tuple[tuple[int, int], ...]) -> None:
+        """Copy whole pages."""
+        source, destination = (
+            torch.tensor([pair[side] for pair in copies], dtype=torch.int32, device=self._device) for side in (0, 1)
+        )
+        copy_pages(self._pool, source, destination)
+
+    def close(self) -> None:
+        """Nothing to give back."""

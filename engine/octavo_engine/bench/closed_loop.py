@@ -1,0 +1,71 @@
+"""A closed loop of clients on the offline engine: as one request ends, the next one starts."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from octavo.page_hash import token_bytes
+from octavo.workloads import Job
+
+from octavo_engine import messages
+from octavo_engine.offline import OfflineEngine
+
+_keys = itertools.count()
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What a run gave: output tokens and seconds from the first submit to the last token."""
+
+    output_tokens: int
+    seconds: float
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Output tokens per second, prefill included."""
+        return self.output_tokens / self.seconds
+
+
+def run_closed_loop(engine: OfflineEngine, jobs: Sequence[Job], concurrency: int) -> Measured:
+    """Run jobs greedily with a fixed number in the engine at any time. The prefix cache starts empty."""
+    engine.scheduler.flush()
+    waiting: Iterator[Job] = iter(jobs)
+
+    def next_jobs(count: int) -> list[messages.Submit]:
+        return [_submit(job) for job in itertools.islice(waiting, count)]
+
+    def on_frame(frame: messages.StepFrame) -> list[messages.Submit]:
+        return next_jobs(len(frame.ends))
+
+    started = time.perf_counter()
+    outputs = engine.generate(next_jobs(concurrency), on_frame=on_frame)
+    seconds = time.perf_counter() - started
+    tokens = sum(len(output.token_ids) for output in outputs.values())
+    if tokens != sum(job.max_tokens for job in jobs):
+        raise RuntimeError(f"{tokens} output tokens instead of {sum(job.max_tokens for job in jobs)}")
+    return Measured(tokens, seconds)
+
+
+def _submit(job: Job) -> messages.Submit:
+    return messages.Submit(
+        key=next(_keys),
+        prompt=token_bytes(job.prompt),
+        arrival_ns=time.monotonic_ns(),
+        deadline_ns=None,
+        page_hash_root=b"octavo-benchmark",
+        temperature=0.0,
+        top_k=0,
+        top_p=1.0,
+        min_p=0.0,
+        seed=0,
+        max_tokens=job.max_tokens,
+        min_tokens=0,
+        stop_token_ids=[],
+        n=1,
+        priority=0,
+        committed=[],
+        finished_choices=[],
+    )

@@ -1,0 +1,110 @@
+"""Decides how many prefill tokens fit into a step. Pure: durations come in as numbers. Only the scheduler changes it.
+
+The duration of a step is modelled as
+
+    t = floor + per_prefill_token * prefill tokens + per_decode * decoding sequences
+
+with coefficients fitted to observed steps, old ones fading away. While sequences decode, a step takes as many prefill
+tokens as keep t within the target for the gap between two tokens; otherwise, and before the fit is of use, as many as
+the limit allows. Prefill always gets a minimum, so that a tight target slows it down and never stops it.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+_PREFILL_UNIT: Final = 256.0  # features of about equal size keep the fit well conditioned
+_DECODE_UNIT: Final = 16.0
+_DECAY: Final = 0.98  # an observation counts half after 34 more
+_RIDGE: Final = 0.02  # what the data do not tell stays as it was
+_MAX_SURPRISE: Final = 4.0  # a step this much slower than predicted was disturbed: a compilation, a page fault
+_MIN_OBSERVATIONS: Final = 3
+
+_Vector = list[float]
+_Matrix = list[list[float]]
+
+
+class StepBudget:
+    """Token budget of a step.
+
+    Args:
+        max_step_tokens: most tokens computed in one step.
+        itl_target_s: longest step, in seconds, that prefill may cause while sequences decode; None means no target.
+        min_chunk: prefill tokens that a step may always take, within `max_step_tokens`.
+    """
+
+    def __init__(self, *, max_step_tokens: int, itl_target_s: float | None = None, min_chunk: int = 32) -> None:
+        if max_step_tokens < 1 or min_chunk < 1:
+            raise ValueError(f"max_step_tokens {max_step_tokens} and min_chunk {min_chunk} must be above 0")
+        self.max_step_tokens = max_step_tokens
+        self.min_chunk = min(min_chunk, max_step_tokens)
+        self._itl_target_s = itl_target_s
+        self._gram: _Matrix = [[0.0] * 3 for _ in range(3)]
+        self._moment: _Vector = [0.0] * 3
+        self._fit: _Vector = [0.0] * 3
+        self._num_observed = 0
+        self._num_prefill_observed = 0
+        self._num_decode_observed = 0
+
+    @property
+    def floor_s(self) -> float:
+        """Fitted duration of a step without work, seconds."""
+        return self._fit[0]
+
+    @property
+    def prefill_tokens_per_s(self) -> float:
+        """Fitted prefill rate; 0 if not yet known."""
+        per_token_s = self._fit[1] / _PREFILL_UNIT
+        return 1.0 / per_token_s if self._knows_prefill and per_token_s > 0 else 0.0
+
+    @property
+    def decode_s_per_sequence(self) -> float:
+        """Fitted time that one more decoding sequence adds to a step, seconds; 0 if not yet known."""
+        return self._fit[2] / _DECODE_UNIT if self._num_decode_observed >= _MIN_OBSERVATIONS else 0.0
+
+    def prefill_room(self, num_decodes: int) -> int:
+        """Return the most prefill tokens for a step that decodes so many sequences."""
+        hard_room = max(0, self.max_step_tokens - num_decodes)
+        prefill_rate = self.prefill_tokens_per_s
+        if self._itl_target_s is None or num_decodes == 0 or prefill_rate == 0.0:
+            return hard_room
+        spare_s = self._itl_target_s - self._predict(0, num_decodes)
+        return min(hard_room, max(self.min_chunk, int(spare_s * prefill_rate)))
+
+    def observe(self, seconds: float, *, num_prefill_tokens: int, num_decodes: int) -> None:
+        """Learn from a step's duration."""
+        if seconds <= 0:
+            return
+        if self._num_observed >= _MIN_OBSERVATIONS:
+            predicted = self._predict(num_prefill_tokens, num_decodes)
+            seconds = min(seconds, _MAX_SURPRISE * predicted) if predicted > 0 else seconds
+        self._num_observed += 1
+        self._num_prefill_observed += num_prefill_tokens > 0
+        self._num_decode_observed += num_decodes > 0
+        features = [1.0, num_prefill_tokens / _PREFILL_UNIT, num_decodes / _DECODE_UNIT]
+        for row, feature in enumerate(features):
+            self._moment[row] = _DECAY * self._moment[row] + feature * seconds
+            for column, other in enumerate(features):
+                self._gram[row][column] = _DECAY * self._gram[row][column] + feature * other
+        self._fit = _fit_non_negative(self._gram, self._moment, self._fit)
+
+    @property
+    def _knows_prefill(self) -> bool:
+        return self._num_prefill_observed >= _MIN_OBSERVATIONS
+
+    def _predict(self, num_prefill_tokens: int, num_decodes: int) -> float:
+        floor, per_prefill, per_decode = self._fit
+        return floor + per_prefill * num_prefill_tokens / _PREFILL_UNIT + per_decode * num_decodes / _DECODE_UNIT
+
+
+def _fit_non_negative(gram: _Matrix, moment: _Vector, last: _Vector) -> _Vector:
+    """Minimize the squared error plus a ridge around the last fit, with no coefficient below 0.
+
+    Three coefficients: coordinate descent from the last fit converges in a few rounds, and never divides by zero.
+    """
+    fit = list(last)
+    for _ in range(20):
+        for row in range(3):
+            others = sum(gram[row][column] * fit[column] for column in range(3) if column != row)
+            fit[row] = max(0.0, (moment[row] - others + _RIDGE * last[row]) / (gram[row][row] + _RIDGE))
+    return fit

@@ -1,0 +1,32 @@
+"""Ends of choices that never ran, or whose core is gone: no counts, only the reason."""
+
+from __future__ import annotations
+
+from octavo_engine.messages import EndEvent
+from octavo_engine.sequence import FinishReason
+
+
+def bare_end(key: int, choice: int, reason: FinishReason, error: str, *, last: bool) -> EndEvent:
+    """Return an end without counts or times."""
+    return EndEvent(
+        key=key,
+        choice=choice,
+        reason=reason,
+        last=last,
+        stop_token_id=None,
+        output_tokens=0,
+        cached_tokens=0,
+        first_planned_ns=None,
+        first_token_ns=None,
+        last_token_ns=None,
+        num_prefill_steps=0,
+        num_preemptions=0,
+        num_recomputed_tokens=0,
+        peak_pages=0,
+        error=error,
+    )
+
+
+def bare_ends(key: int, choices: set[int], reason: FinishReason, error: str) -> list[EndEvent]:
+    """Return the ends of all open choices of a request."""
+    return [bare_end(key, choice, reason, error, last=choice == max(choices)) for choice in sorted(choices)]

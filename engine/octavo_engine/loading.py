@@ -1,0 +1,157 @@
+"""Turns a model directory and a configuration into a runner: chooses backend, types and pool size, loads the weights."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import torch
+from octavo.model_directory import DEFAULT_MODEL, resolve_model
+from octavo.revision import model_revision, tokenizer_revision
+
+from octavo_engine.backends.cpu_linear import LinearPacker, NotExact, bfloat16_is_fast
+from octavo_engine.backends.cpu_ops import CpuOps
+from octavo_engine.backends.ops import Ops
+from octavo_engine.config import EngineConfig
+from octavo_engine.model_runner import ModelRunner
+from octavo_engine.models.config import ModelConfig, UnsupportedModel, read_config
+from octavo_engine.models.decoder import Decoder
+from octavo_engine.models.weights import Fetch, SafetensorsFiles
+from octavo_engine.runner import Loaded, ModelFacts
+
+Progress = Callable[[str, float], None]
+
+_DTYPES: Final = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+_CPU_POOL_SHARE: Final = 0.1
+"""Share of the machine's free memory that the page pool takes by default on a CPU: a laptop is not a server."""
+_CPU_POOL_MOST: Final = 1 << 30
+
+
+def load(config: EngineConfig, progress: Progress) -> Loaded:
+    """Load the configured model.
+
+    Raises:
+        ModelNotFound, UnsupportedModel: the model cannot be served; the message says why.
+    """
+    directory = resolve_model(config.model or DEFAULT_MODEL)
+    model = read_config(directory)
+    progress("load weights", 0.0)
+    runner, facts = build_runner(
+        model,
+        SafetensorsFiles(directory).fetch,
+        config,
+        name=config.model_name or directory.name,
+        revision=model_revision(directory),
+        tokenizer=tokenizer_revision(directory),
+        progress=progress,
+    )
+    return Loaded(runner=runner, facts=facts)
+
+
+def build_runner(
+    model: ModelConfig,
+    fetch: Fetch,
+    config: EngineConfig,
+    *,
+    name: str,
+    revision: str,
+    tokenizer: str,
+    progress: Progress,
+) -> tuple[ModelRunner, ModelFacts]:
+    """Build the runner of a model whose tensors `fetch` gives, and what the engine tells about it."""
+    device = _device(config)
+    backend = config.backend if config.backend != "auto" else ("triton" if device.type == "cuda" else "torch")
+    if backend == "torch" and device.type != "cpu":
+        raise UnsupportedModel("the torch backend computes on the CPU only: use --backend triton on a GPU")
+    dtype = _dtype(config, model, device)
+    max_len = min(config.max_model_len or model.max_position, model.max_position)
+    num_pages = _num_pages(config, model, dtype, device, max_len)
+    pool = torch.zeros(
+        num_pages, model.num_layers, 2, model.num_kv_heads, config.page_size, model.head_dim, dtype=dtype, device=device
+    )
+
+    def loaded(share: float) -> None:
+        progress("load weights", share)
+
+    exact = device.type == "cpu" and config.numerics != "fast"
+    if config.numerics == "exact" and not exact:
+        raise UnsupportedModel("numerics exact is not offered on CUDA yet: use --numerics fast")
+    try:
+        ops = _ops(backend, model, pool, config, max_len, exact=exact)
+        decoder = Decoder(model, fetch, ops, loaded)
+    except NotExact:
+        if config.numerics == "exact":
+            raise
+        exact = False
+        ops = _ops(backend, model, pool, config, max_len, exact=exact)
+        decoder = Decoder(model, fetch, ops, loaded)
+    runner = ModelRunner(decoder, ops, page_size=config.page_size, device=pool.device)
+    facts = ModelFacts(
+        name=name,
+        revision=revision,
+        tokenizer_revision=tokenizer,
+        max_model_len=min(max_len, num_pages * config.page_size),
+        vocab_size=model.vocab_size,
+        eos_token_ids=model.eos_token_ids,
+        page_size=config.page_size,
+        num_pages=num_pages,
+        backend=backend,
+        device=device.type,
+        dtype=str(dtype).removeprefix("torch."),
+        numerics="exact" if exact else "fast",
+    )
+    return runner, facts
+
+
+def _ops(
+    backend: str, model: ModelConfig, pool: torch.Tensor, config: EngineConfig, max_len: int, *, exact: bool
+) -> Ops:
+    if backend == "triton":
+        from octavo_engine.backends.triton_ops import TritonOps  # noqa: PLC0415  # Triton is not needed on a CPU
+
+        return TritonOps(model, pool, max_len=max_len, max_sequences=config.max_sequences)
+    threads = config.threads or os.cpu_count() or 1
+    torch.set_num_threads(threads)
+    # Tiles cost far more than a tenth at small batches: `auto` then prefers `fast`.
+    packer = LinearPacker(pool.dtype, exact=exact, tiles=config.numerics == "exact")
+    return CpuOps(model, pool, max_len=max_len, threads=threads, packer=packer)
+
+
+def _device(config: EngineConfig) -> torch.device:
+    if config.device != "auto":
+        return torch.device(config.device)
+    if config.backend == "torch" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda")
+
+
+def _dtype(config: EngineConfig, model: ModelConfig, device: torch.device) -> torch.dtype:
+    if config.dtype != "auto":
+        return _DTYPES[config.dtype]
+    if device.type == "cpu":
+        return torch.bfloat16 if model.dtype == "bfloat16" and bfloat16_is_fast() else torch.float32
+    return _DTYPES.get(model.dtype, torch.bfloat16)
+
+
+def _num_pages(config: EngineConfig, model: ModelConfig, dtype: torch.dtype, device: torch.device, max_len: int) -> int:
+    if config.num_pages is not None:
+        return config.num_pages
+    page_bytes = model.num_layers * 2 * model.num_kv_heads * config.page_size * model.head_dim * dtype.itemsize
+    if config.kv_memory is not None:
+        memory = int(config.kv_memory)
+    elif device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        memory = int(free * 0.8)
+    else:
+        memory = min(int(_free_bytes() * _CPU_POOL_SHARE), _CPU_POOL_MOST)
+    longest = -(-max_len // config.page_size)
+    return max(memory // page_bytes, min(longest, 64) + 1)
+
+
+def _free_bytes() -> int:
+    for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return 4 << 30

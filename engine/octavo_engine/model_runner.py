@@ -1,0 +1,56 @@
+"""Runs plans on a decoder, one step at a time: plan in, sampled tokens out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from octavo_engine.backends.ops import Ops
+from octavo_engine.batch import Batch, build_batch
+from octavo_engine.models.decoder import Decoder
+from octavo_engine.sequence import Sampled, StepPlan
+
+
+@dataclass(frozen=True, slots=True)
+class _Done:
+    sampled: Sampled
+
+    def result(self) -> Sampled:
+        """Return the tokens, which are there already."""
+        return self.sampled
+
+
+class ModelRunner:
+    """A runner that computes each step at once (`depth` 1)."""
+
+    depth = 1
+
+    def __init__(self, decoder: Decoder, ops: Ops, *, page_size: int, device: torch.device) -> None:
+        self._decoder = decoder
+        self._ops = ops
+        self._page_size = page_size
+        self._device = device
+
+    @torch.inference_mode()
+    def launch(self, plan: StepPlan) -> _Done:
+        """Compute a step."""
+        if plan.copies:
+            self._ops.copy_pages(plan.copies)
+        batch = build_batch(plan, self._page_size, self._device)
+        logits = self._decoder.forward(batch)
+        if logits is None:
+            return _Done(Sampled(token_ids=[], logprobs=[]))
+        _ban(logits, batch)
+        ids, logprobs = self._ops.sample(logits, batch)
+        return _Done(Sampled(token_ids=ids.tolist(), logprobs=logprobs.tolist()))
+
+    def close(self) -> None:
+        """Give threads back."""
+        self._ops.close()
+
+
+def _ban(logits: torch.Tensor, batch: Batch) -> None:
+    # The log-probabilities of a row with banned ids are those of the model without these ids.
+    for row, token_ids in batch.banned:
+        logits[row, list(token_ids)] = -torch.inf

@@ -1,0 +1,80 @@
+"""The forward pass of Llama, Mistral, Qwen2 and Qwen3: one function over a batch, the same for every backend."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from octavo_engine.backends.ops import Ops, PreparedLinear
+from octavo_engine.batch import Batch
+from octavo_engine.models.config import ModelConfig
+from octavo_engine.models.weights import Fetch, LayerWeights, Linear, load_layer, load_weights
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Layer:
+    input_norm: torch.Tensor
+    qkv: PreparedLinear
+    q_norm: torch.Tensor | None
+    k_norm: torch.Tensor | None
+    output: PreparedLinear
+    post_norm: torch.Tensor
+    gate_up: PreparedLinear
+    down: PreparedLinear
+
+
+class Decoder:
+    """A decoder whose weights a backend has prepared."""
+
+    def __init__(
+        self, config: ModelConfig, fetch: Fetch, ops: Ops, progress: Callable[[float], None] | None = None
+    ) -> None:
+        self.config = config
+        self._ops = ops
+        weights = load_weights(config, fetch)
+        self._embedding = ops.prepare_embedding(weights.embedding)
+        head = weights.embedding if weights.lm_head is None else weights.lm_head
+        self._lm_head = ops.prepare_linear(Linear(weight=head))
+        self._final_norm = ops.prepare_vector(weights.final_norm)
+        self._layers: list[_Layer] = []
+        for index in range(config.num_layers):
+            self._layers.append(self._prepare(load_layer(config, fetch, index)))
+            if progress is not None:
+                progress((index + 1) / config.num_layers)
+
+    def _prepare(self, layer: LayerWeights) -> _Layer:
+        ops = self._ops
+        return _Layer(
+            input_norm=ops.prepare_vector(layer.input_norm),
+            qkv=ops.prepare_linear(layer.qkv),
+            q_norm=None if layer.q_norm is None else ops.prepare_vector(layer.q_norm),
+            k_norm=None if layer.k_norm is None else ops.prepare_vector(layer.k_norm),
+            output=ops.prepare_linear(layer.output),
+            post_norm=ops.prepare_vector(layer.post_norm),
+            gate_up=ops.prepare_linear(layer.gate_up),
+            down=ops.prepare_linear(layer.down),
+        )
+
+    def forward(self, batch: Batch) -> torch.Tensor | None:
+        """Compute a batch: write its keys and values, return the logits [B, vocab] of its sampling tokens.
+
+        Returns None if no token of the batch samples (chunks of unfinished prompts).
+        """
+        ops = self._ops
+        residual = ops.embed(self._embedding, batch)
+        x = ops.rms_norm(residual, self._layers[0].input_norm)
+        last = len(self._layers) - 1
+        for index, layer in enumerate(self._layers):
+            q = ops.rope_write(ops.linear(x, layer.qkv), batch, index, layer.q_norm, layer.k_norm)
+            if index == last and not len(batch.sample_tokens):
+                return None  # the last layer's keys and values are written: nothing else of it is needed
+            x = ops.attention(q, batch, index)
+            if index == last and len(batch.sample_tokens) < len(batch.token_ids):
+                x, residual = x[batch.sample_tokens], residual[batch.sample_tokens]
+            x = ops.add_rms_norm(ops.linear(x, layer.output), residual, layer.post_norm)
+            x = ops.linear(ops.silu_mul(ops.linear(x, layer.gate_up)), layer.down)
+            norm = self._final_norm if index == last else self._layers[index + 1].input_norm
+            x = ops.add_rms_norm(x, residual, norm)
+        return ops.linear(x, self._lm_head)

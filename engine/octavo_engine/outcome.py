@@ -1,0 +1,54 @@
+"""What came of a step, and of everything that happened since the one before: the scheduler's only way to tell.
+
+Events use the structures of `messages`, so that a step frame is built from them without copying.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from octavo_engine.messages import ChunkEvent, EndEvent, PreemptedEvent, StartedEvent
+
+
+@dataclass(slots=True, kw_only=True)
+class StepOutcome:
+    """Tokens as columns of equal length, events in the order in which they happened, and changes of the prefix cache.
+
+    Attributes:
+        keys: request of each token.
+        choices: choice of each token.
+        positions: absolute output position of each token; committed output counts.
+        token_ids: the tokens. A token that ends its choice is among them.
+        logprobs: their log-probabilities.
+        started: requests that ran for the first time.
+        chunks: parts of prefills that were computed.
+        preempted: sequences that lost their pages.
+        ends: choices that ended.
+        pages_stored: short hashes of pages that became reusable.
+        pages_evicted: short hashes of pages that are gone.
+    """
+
+    keys: list[int] = field(default_factory=list)
+    choices: list[int] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    started: list[StartedEvent] = field(default_factory=list)
+    chunks: list[ChunkEvent] = field(default_factory=list)
+    preempted: list[PreemptedEvent] = field(default_factory=list)
+    ends: list[EndEvent] = field(default_factory=list)
+    pages_stored: list[int] = field(default_factory=list)
+    pages_evicted: list[int] = field(default_factory=list)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to tell."""
+        return not (
+            self.keys
+            or self.started
+            or self.chunks
+            or self.preempted
+            or self.ends
+            or self.pages_stored
+            or self.pages_evicted
+        )

@@ -1,0 +1,356 @@
+"""Carries requests from readers to the core, and each step's results from the core back to the readers.
+
+A reader is one end of a stream: a router's Link, or a direct Generate call. It has a number; the key of a request is that
+number above 32 bits of the reader's own stream id, so a step is split among readers without looking a token up:
+
+    key | reader number (31 bits) | stream id (32 bits) |
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Final, Protocol
+
+from octavo.errors import InvalidRequest, Overloaded, Unavailable
+from octavo.v1 import engine_pb2
+
+from octavo_engine import messages
+from octavo_engine.clock import Clock
+from octavo_engine.ends import bare_ends
+from octavo_engine.live_request import LiveRequest
+from octavo_engine.load import LoadBoard
+from octavo_engine.sequence import FinishReason
+from octavo_engine.validation import Validator
+
+_STREAM_BITS: Final = 32
+_STREAM_MASK: Final = (1 << _STREAM_BITS) - 1
+_LEAST_RETRY_S, _MOST_RETRY_S = 0.1, 30.0
+
+
+class Reader(Protocol):
+    """One end of a stream."""
+
+    number: int
+
+    def deliver(self, response: engine_pb2.LinkResponse) -> None:
+        """Take a message, at once and without waiting."""
+        ...
+
+
+class Core(Protocol):
+    """Where commands go."""
+
+    def send(self, command: messages.Command) -> None:
+        """Queue a command for the core."""
+        ...
+
+    async def drained(self) -> None:
+        """Wait until the core has taken most of what was queued."""
+        ...
+
+
+class Switchboard:
+    """The live requests of an engine. One event loop uses it.
+
+    Args:
+        clock: maps step times for routers.
+        max_waiting: requests that may wait for their first run.
+        max_waiting_tokens: their prompt tokens.
+        on_step: called with every step frame.
+        on_finish: called with every request whose last choice ended, and the monotonic time of that.
+    """
+
+    def __init__(
+        self,
+        *,
+        clock: Clock,
+        max_waiting: int,
+        max_waiting_tokens: int,
+        on_step: Sequence[Callable[[messages.StepFrame], None]] = (),
+        on_finish: Sequence[Callable[[LiveRequest, int], None]] = (),
+    ) -> None:
+        self.load = LoadBoard()
+        self.idle = asyncio.Event()
+        self.idle.set()
+        self.last_frame_ns = 0
+        self._clock = clock
+        self._max_waiting = max_waiting
+        self._max_waiting_tokens = max_waiting_tokens
+        self._on_step = tuple(on_step)
+        self._on_finish = tuple(on_finish)
+        self._numbers = itertools.count(1)
+        self._readers: dict[int, Reader] = {}
+        self._live: dict[int, LiveRequest] = {}
+        self._waiting: dict[int, int] = {}
+        self._waiting_tokens = 0
+        self._core: Core | None = None
+        self._validator: Validator | None = None
+        self._closed = Unavailable("model_loading", "the engine is loading its model; try again", retry_after_s=1.0)
+
+    def __len__(self) -> int:
+        return len(self._live)
+
+    @property
+    def readers(self) -> tuple[Reader, ...]:
+        """The readers plugged in."""
+        return tuple(self._readers.values())
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there was a core to send requests to, although none may be taken any more."""
+        return self._core is not None
+
+    def open(self, core: Core, validator: Validator) -> None:
+        """Start taking requests."""
+        self._core = core
+        self._validator = validator
+
+    def refuse(self, why: Unavailable) -> None:
+        """Take nothing new from now on."""
+        self._closed = why
+        self._validator = None
+
+    @contextmanager
+    def plugged(self, reader: Reader) -> Iterator[None]:
+        """Give a reader its number while it lasts; when it goes, its requests are cancelled."""
+        reader.number = next(self._numbers)
+        self._readers[reader.number] = reader
+        try:
+            yield
+        finally:
+            del self._readers[reader.number]
+            for key in [key for key in self._live if key >> _STREAM_BITS == reader.number]:
+                self._send(messages.Cancel(key))
+
+    # --- towards the core ---
+
+    def submit(self, reader: Reader, submit: engine_pb2.Submit) -> int:
+        """Check a request and send it to the core; return the number of choices that will end.
+
+        Raises:
+            InvalidRequest: a field breaks its limit.
+            Overloaded: too much waits already.
+            Unavailable: the engine takes nothing now.
+        """
+        if self._validator is None:
+            raise self._closed
+        key = reader.number << _STREAM_BITS | submit.stream_id
+        if key in self._live:
+            raise InvalidRequest("stream_id_in_use", f"stream_id {submit.stream_id} is in use", field="stream_id")
+        num_prompt = len(submit.prompt_token_ids)
+        self._check_room(num_prompt)
+        command = self._validator.command(submit, key=key, arrival_ns=time.monotonic_ns())
+        self._live[key] = LiveRequest(
+            command=command,
+            request_id=submit.request_id,
+            traceparent=submit.traceparent,
+            attempt=submit.attempt,
+            open_choices=set(range(command.n)).difference(command.finished_choices),
+        )
+        self._waiting[key] = num_prompt
+        self._waiting_tokens += num_prompt
+        if self.idle.is_set():
+            self.idle.clear()
+            self.last_frame_ns = time.monotonic_ns()  # the core owes frames from now on
+        self.load.sent(num_prompt)
+        self._send(command)
+        return len(self._live[key].open_choices)
+
+    def cancel(self, reader: Reader, stream_id: int) -> None:
+        """Give a request up; its end comes from the core. Unknown ids are ignored."""
+        key = reader.number << _STREAM_BITS | stream_id
+        if key in self._live:
+            self._send(messages.Cancel(key))
+
+    def credit(self, reader: Reader, stream_id: int, max_output_tokens: int) -> None:
+        """Let a request run on. Unknown ids, and credits below the last one, are ignored."""
+        key = reader.number << _STREAM_BITS | stream_id
+        request = self._live.get(key)
+        if request is not None and (request.credit is None or max_output_tokens > request.credit):
+            request.credit = max_output_tokens
+            self._send(messages.Credit(key, max_output_tokens))
+
+    def flush(self) -> None:
+        """Drop the cached pages; the core answers with Flushed."""
+        self._send(messages.Flush())
+
+    def hand_off(self) -> int:
+        """End every request with HANDOFF; return how many there are."""
+        self._send(messages.HandOff())
+        return len(self._live)
+
+    async def drained(self) -> None:
+        """Wait until the core has taken most of what was sent: what holds a router back that sends too fast."""
+        if self._core is not None:
+            await self._core.drained()
+
+    def _send(self, command: messages.Command) -> None:
+        if self._core is not None:
+            self._core.send(command)
+
+    def _check_room(self, num_tokens: int) -> None:
+        if len(self._waiting) < self._max_waiting and (
+            not self._waiting or self._waiting_tokens + num_tokens <= self._max_waiting_tokens
+        ):
+            return
+        rate = self.load.report.prefill_tokens_per_s
+        retry_s = self._waiting_tokens / rate if rate > 0 else 1.0
+        raise Overloaded(
+            "too_many_waiting",
+            f"{len(self._waiting)} requests with {self._waiting_tokens} prompt tokens wait; "
+            f"at most {self._max_waiting} with {self._max_waiting_tokens} may. Try again later or elsewhere",
+            retry_after_s=min(max(retry_s, _LEAST_RETRY_S), _MOST_RETRY_S),
+        )
+
+    # --- from the core ---
+
+    def take_step(self, frame: messages.StepFrame) -> None:
+        """Split a step's results among the readers."""
+        self.last_frame_ns = time.monotonic_ns()
+        self.load.update(frame.step_id, frame.load)
+        responses: dict[int, engine_pb2.LinkResponse] = {}
+        for number, indices in _by_reader(frame.keys):
+            if number in self._readers:
+                _add_tokens(self._response(responses, number, frame).step, frame, indices)
+        for started in frame.started:
+            self._start(started, frame, responses)
+        self._note_progress(frame)
+        for end in frame.ends:
+            self._end(end, frame, responses)
+        for number, response in responses.items():
+            self._readers[number].deliver(response)
+        for tell in self._on_step:
+            tell(frame)
+
+    def end_all(self, reason: FinishReason, error: str = "") -> None:
+        """End every request here and now: the core is gone or does not answer."""
+        now = time.monotonic_ns()
+        ends = [
+            end for key, request in self._live.items() for end in bare_ends(key, request.open_choices, reason, error)
+        ]
+        self.take_step(_frame_of_ends(self.load.step_id + 1, now, ends, self.load.report))
+
+    def _response(
+        self, responses: dict[int, engine_pb2.LinkResponse], number: int, frame: messages.StepFrame
+    ) -> engine_pb2.LinkResponse:
+        response = responses.get(number)
+        if response is None:
+            response = responses[number] = engine_pb2.LinkResponse()
+            response.step.step_id = frame.step_id
+            response.step.started_ns = self._clock.unix_ns(frame.started_ns)
+            response.step.ended_ns = self._clock.unix_ns(frame.ended_ns)
+        return response
+
+    def _start(
+        self, event: messages.StartedEvent, frame: messages.StepFrame, responses: dict[int, engine_pb2.LinkResponse]
+    ) -> None:
+        request = self._live.get(event.key)
+        if request is None:
+            return
+        request.started = event
+        self._waiting_tokens -= self._waiting.pop(event.key, 0)
+        number = event.key >> _STREAM_BITS
+        if number in self._readers:
+            self._response(responses, number, frame).step.started.add(
+                stream_id=event.key & _STREAM_MASK,
+                cached_tokens=event.cached_tokens,
+                queue_ns=max(0, event.at_ns - request.command.arrival_ns),
+            )
+
+    def _note_progress(self, frame: messages.StepFrame) -> None:
+        for chunk in frame.chunks:
+            if (request := self._live.get(chunk.key)) is not None:
+                request.note_chunk(frame.ended_ns, chunk)
+        for preempted in frame.preempted:
+            if (request := self._live.get(preempted.key)) is not None:
+                request.note_preemption(preempted.at_ns)
+
+    def _end(
+        self, event: messages.EndEvent, frame: messages.StepFrame, responses: dict[int, engine_pb2.LinkResponse]
+    ) -> None:
+        request = self._live.get(event.key)
+        if request is None:
+            return
+        request.ends.append(event)
+        request.open_choices.discard(event.choice)
+        number = event.key >> _STREAM_BITS
+        if number in self._readers:
+            end = self._response(responses, number, frame).step.ends.add(
+                stream_id=event.key & _STREAM_MASK,
+                choice=event.choice,
+                reason=event.reason,
+                stop_token_id=event.stop_token_id,
+                error=event.error,
+            )
+            request.fill_usage(end.usage)
+            request.fill_timing(end.timing)
+        if event.last or not request.open_choices:
+            self._finish(request, frame.ended_ns)
+
+    def _finish(self, request: LiveRequest, ended_ns: int) -> None:
+        key = request.command.key
+        del self._live[key]
+        self._waiting_tokens -= self._waiting.pop(key, 0)
+        for tell in self._on_finish:
+            tell(request, ended_ns)
+        if not self._live:
+            self.idle.set()
+
+
+def _by_reader(keys: list[int]) -> Iterator[tuple[int, list[int] | None]]:
+    """Yield each reader's number with the indices of its tokens; None stands for all of them."""
+    if not keys:
+        return
+    first = min(keys) >> _STREAM_BITS
+    if first == max(keys) >> _STREAM_BITS:
+        yield first, None
+        return
+    groups: dict[int, list[int]] = {}
+    for index, key in enumerate(keys):
+        groups.setdefault(key >> _STREAM_BITS, []).append(index)
+    yield from groups.items()
+
+
+def _add_tokens(batch: engine_pb2.StepBatch, frame: messages.StepFrame, indices: list[int] | None) -> None:
+    if indices is None:
+        keys, choices, positions = frame.keys, frame.choices, frame.positions
+        token_ids, logprobs = frame.token_ids, frame.logprobs
+    else:
+        keys = [frame.keys[index] for index in indices]
+        choices = [frame.choices[index] for index in indices]
+        positions = [frame.positions[index] for index in indices]
+        token_ids = [frame.token_ids[index] for index in indices]
+        logprobs = [frame.logprobs[index] for index in indices]
+    batch.stream_ids.extend([key & _STREAM_MASK for key in keys])
+    if any(choices):
+        batch.choices.extend(choices)
+    batch.positions.extend(positions)
+    batch.token_ids.extend(token_ids)
+    batch.logprobs.extend(logprobs)
+
+
+def _frame_of_ends(
+    step_id: int, now_ns: int, ends: list[messages.EndEvent], load: messages.LoadReport
+) -> messages.StepFrame:
+    return messages.StepFrame(
+        step_id=step_id,
+        started_ns=now_ns,
+        ended_ns=now_ns,
+        num_tokens=0,
+        keys=[],
+        choices=[],
+        positions=[],
+        token_ids=[],
+        logprobs=[],
+        started=[],
+        chunks=[],
+        preempted=[],
+        ends=ends,
+        pages_stored=[],
+        pages_evicted=[],
+        load=load,
+    )

@@ -1,0 +1,286 @@
+"""Paged extend attention: the newest tokens of each sequence attend to all of it, prefix and causal part alike.
+
+Batches are ragged: prefill, chunks over a cached prefix and single-token decodes mix in one launch. The keys and values
+of the new tokens are already in pages. The query heads that share a key/value head are packed into the rows of a tile
+(FlashAttention-2, arXiv 2307.08691, with grouped heads), and the loop over keys is an unmasked body with masked ends.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from octavo_kernels.heuristics import EXTEND, Tile, lookup
+from octavo_kernels.launch import architecture, check_attention, check_options, check_vector, must_upcast
+from octavo_kernels.page_tiles import finish_softmax, load_tile, raw_scores, softmax_step, token_offsets
+
+
+def paged_extend(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    block_table: torch.Tensor,
+    cu_q: torch.Tensor,
+    seq_lens: torch.Tensor,
+    out: torch.Tensor,
+    workspace: torch.Tensor | None = None,
+    *,
+    scale: float,
+    window: int = 0,
+    softcap: float = 0.0,
+    sinks: torch.Tensor | None = None,
+    lse: torch.Tensor | None = None,
+    max_q_len: int | None = None,
+    causal: bool = True,
+    tile: Tile | None = None,
+) -> None:
+    """Attend causally with the newest q_len tokens of each sequence.
+
+    Lengths are read on the device only. Without `max_q_len` the grid covers every split of T rows into B sequences;
+    the hint can make it smaller, never the result different.
+
+    Args:
+        q: [T, Hq, D] fp32, fp16 or bf16, sequences one after the other; D a multiple of 16. Rows from cu_q[B] on are
+            padding and stay untouched.
+        k: [P, Hk, PAGE, D] view of the pool, dtype of q; PAGE 16, 32 or 64.
+        v: the same for values, with the same strides.
+        block_table: [B, max_pages] int32; entries before the window may hold anything.
+        cu_q: [B + 1] int32, prefix sums of the query lengths.
+        seq_lens: [B] int32, tokens in the pages, the new ones included; 0 gives zeros and an lse of -inf.
+        out: [T, Hq, D] dtype of q, written.
+        workspace: not needed yet.
+        scale: factor of the scores.
+        window: newest tokens that a query sees, itself included; 0 means all.
+        softcap: scores become softcap * tanh(score / softcap); 0 means off.
+        sinks: [Hq] fp32, one more score a head that takes part in the softmax and has no value.
+        lse: [T, Hq] fp32, written if given: natural logarithm of the softmax denominator, the sink included.
+        max_q_len: an upper bound of the query lengths.
+        causal: if false, every query sees all keys: a prefix that the queries of many requests share. No window then.
+        tile: launch parameters, by default those of `heuristics.EXTEND`.
+    """
+    del workspace
+    check_attention(q, k, v, block_table, seq_lens, out, sinks, lse)
+    check_options(scale, window, softcap)
+    if window > 0 and not causal:
+        raise ValueError(f"window: {window}, expected 0 without a causal mask")
+    batch = block_table.shape[0]
+    check_vector("cu_q", cu_q, batch + 1, torch.int32, q.device)
+    num_tokens, num_heads, head_dim = q.shape
+    num_kv_heads, page_size = k.shape[1], k.shape[2]
+    if num_tokens == 0 or batch == 0:
+        return
+    group, d_pad = num_heads // num_kv_heads, max(16, triton.next_power_of_2(head_dim))
+    tile = tile or lookup(EXTEND, architecture(), d_pad, group, q.dtype, page_size)
+    rows = max(tile.rows, triton.next_power_of_2(group))
+    block_tokens = rows // group  # query tokens a program: rows beyond block_tokens * group stay idle
+    num_blocks = num_tokens // block_tokens + batch
+    per_sequence = 0
+    if max_q_len is not None and triton.cdiv(max_q_len, block_tokens) * batch < num_blocks:
+        per_sequence = triton.cdiv(max_q_len, block_tokens)
+        num_blocks = per_sequence * batch
+    if num_blocks == 0:
+        return
+    _extend_blocks[num_kv_heads, num_blocks](
+        q,
+        k,
+        v,
+        block_table,
+        cu_q,
+        seq_lens,
+        sinks,
+        out,
+        lse if lse is not None else out,  # an address that is never written
+        scale,
+        softcap,
+        batch,
+        per_sequence,
+        q.stride(0),
+        q.stride(1),
+        k.stride(0),
+        k.stride(1),
+        k.stride(2),
+        block_table.stride(0),
+        out.stride(0),
+        out.stride(1),
+        GROUP=group,
+        D=head_dim,
+        D_PAD=d_pad,
+        PAGE=page_size,
+        WINDOW=window,
+        CAUSAL=causal,
+        HAS_SOFTCAP=softcap > 0,
+        HAS_SINKS=sinks is not None,
+        HAS_LSE=lse is not None,
+        UPCAST=must_upcast(q.dtype),
+        ROWS=rows,
+        TOKENS=tile.tokens,
+        num_warps=tile.warps,
+        num_stages=tile.stages,
+    )
+
+
+@triton.jit
+def _find_sequence(cu_q_ptr, block, batch, BLOCK_TOKENS: tl.constexpr):
+    """Return the last sequence whose first block, cu_q[seq] // BLOCK_TOKENS + seq, is at most `block`."""
+    low = 0
+    high = batch - 1
+    while low < high:
+        middle = (low + high + 1) // 2
+        if tl.load(cu_q_ptr + middle) // BLOCK_TOKENS + middle <= block:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+@triton.jit
+def _extend_tile(
+    tile_start,
+    q,
+    query_pos,
+    top,
+    total,
+    acc,
+    k_ptr,
+    v_ptr,
+    table,
+    start,
+    stop,
+    scale,
+    softcap,
+    stride_page,
+    stride_token,
+    D: tl.constexpr,
+    D_PAD: tl.constexpr,
+    PAGE: tl.constexpr,
+    WINDOW: tl.constexpr,
+    HAS_SOFTCAP: tl.constexpr,
+    UPCAST: tl.constexpr,
+    TOKENS: tl.constexpr,
+    MASKED: tl.constexpr,
+):
+    """Fold the keys tile_start .. tile_start + TOKENS - 1 into the running softmax of all rows."""
+    tokens = tile_start + tl.arange(0, TOKENS)
+    offsets = token_offsets(table, tile_start, stop, stride_page, stride_token, TOKENS, PAGE, MASKED)
+    k = load_tile(k_ptr, offsets, tokens, start, stop, D, D_PAD, MASKED, UPCAST)
+    scores, factor = raw_scores(q, k, scale, softcap, HAS_SOFTCAP)
+    if MASKED:
+        visible = tokens[None, :] <= query_pos[:, None]
+        if WINDOW > 0:
+            visible &= tokens[None, :] > query_pos[:, None] - WINDOW
+        scores = tl.where(visible, scores, float("-inf"))
+    v = load_tile(v_ptr, offsets, tokens, start, stop, D, D_PAD, MASKED, UPCAST)
+    return softmax_step(scores, factor, v, top, total, acc)
+
+
+@triton.jit(do_not_specialize=["batch", "per_sequence"])
+def _extend_blocks(  # noqa: C901, PLR0912, PLR0915 - one program, read from top to bottom
+    q_ptr,
+    k_ptr,
+    v_ptr,
+    table_ptr,
+    cu_q_ptr,
+    seq_lens_ptr,
+    sinks_ptr,
+    out_ptr,
+    lse_ptr,
+    scale,
+    softcap,
+    batch,
+    per_sequence,
+    stride_q_row,
+    stride_q_head,
+    stride_page,
+    stride_kv_head,
+    stride_token,
+    stride_table,
+    stride_out_row,
+    stride_out_head,
+    GROUP: tl.constexpr,
+    D: tl.constexpr,
+    D_PAD: tl.constexpr,
+    PAGE: tl.constexpr,
+    WINDOW: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    HAS_SOFTCAP: tl.constexpr,
+    HAS_SINKS: tl.constexpr,
+    HAS_LSE: tl.constexpr,
+    UPCAST: tl.constexpr,
+    ROWS: tl.constexpr,
+    TOKENS: tl.constexpr,
+):
+    """softmax(scale * q k^T + causal mask) v for ROWS // GROUP query tokens of one sequence and one key/value head.
+
+    Grid (kv head, query block). Row r of the tile is token r // GROUP, head r % GROUP of the group. Blocks are numbered
+    so that a sequence's first block follows from cu_q alone; numbers that belong to no block return at once.
+    """
+    BLOCK_TOKENS: tl.constexpr = ROWS // GROUP
+    kv_head = tl.program_id(0)
+    # Late blocks of a sequence see the most keys: they start first, so that short ones fill the last wave.
+    block = tl.num_programs(1) - 1 - tl.program_id(1)
+    if per_sequence > 0:
+        seq = block // per_sequence
+        first_token = block % per_sequence * BLOCK_TOKENS
+        q_start = tl.load(cu_q_ptr + seq)
+    else:
+        seq = _find_sequence(cu_q_ptr, block, batch, BLOCK_TOKENS)
+        q_start = tl.load(cu_q_ptr + seq)
+        first_token = (block - (q_start // BLOCK_TOKENS + seq)) * BLOCK_TOKENS
+    q_len = tl.load(cu_q_ptr + seq + 1) - q_start
+    length = tl.load(seq_lens_ptr + seq)
+    if first_token < q_len:
+        rows = tl.arange(0, ROWS)
+        dims = tl.arange(0, D_PAD)
+        token = first_token + rows // GROUP
+        heads = kv_head * GROUP + rows % GROUP
+        present = (rows < BLOCK_TOKENS * GROUP) & (token < q_len)
+        cells = present[:, None] & (dims < D)[None, :]
+        row = (q_start + token).to(tl.int64)
+        q_offsets = row[:, None] * stride_q_row + heads[:, None] * stride_q_head + dims[None, :]
+        q = tl.load(q_ptr + q_offsets, mask=cells, other=0.0)
+        if UPCAST:
+            q = q.to(tl.float32)
+        top = tl.full([ROWS], float("-inf"), tl.float32)
+        total = tl.zeros([ROWS], tl.float32)
+        acc = tl.zeros([ROWS, D_PAD], tl.float32)
+        if CAUSAL:
+            query_pos = length - q_len + token
+            first_pos = length - q_len + first_token
+            stop = tl.minimum(length, first_pos + BLOCK_TOKENS)
+        else:
+            query_pos = length - 1 + rows * 0
+            first_pos = length - 1
+            stop = length
+        start = 0
+        if WINDOW > 0:
+            start = tl.maximum(first_pos - WINDOW + 1, 0)
+        k_base = k_ptr + kv_head.to(tl.int64) * stride_kv_head
+        v_base = v_ptr + kv_head.to(tl.int64) * stride_kv_head
+        table = table_ptr + seq.to(tl.int64) * stride_table
+        # Tiles stay on multiples of TOKENS, so chunked prefill sums in the same order as a whole one.
+        begin = start // TOKENS * TOKENS
+        tail = begin
+        if WINDOW == 0:
+            # Every row sees the keys up to first_pos: those tiles need no mask.
+            tail = tl.maximum(first_pos + 1, 0) // TOKENS * TOKENS
+            for tile_start in tl.range(0, tail, TOKENS):
+                top, total, acc = _extend_tile(
+                    tile_start, q, query_pos, top, total, acc, k_base, v_base, table, start, stop, scale, softcap,
+                    stride_page, stride_token, D, D_PAD, PAGE, WINDOW, HAS_SOFTCAP, UPCAST, TOKENS, MASKED=False,
+                )  # fmt: skip
+        for tile_start in tl.range(tail, stop, TOKENS):
+            top, total, acc = _extend_tile(
+                tile_start, q, query_pos, top, total, acc, k_base, v_base, table, start, stop, scale, softcap,
+                stride_page, stride_token, D, D_PAD, PAGE, WINDOW, HAS_SOFTCAP, UPCAST, TOKENS, MASKED=True,
+            )  # fmt: skip
+
+        sink = tl.zeros([ROWS], tl.float32)
+        if HAS_SINKS:
+            sink = tl.load(sinks_ptr + heads, mask=present, other=0.0)
+            if length == 0:
+                sink += float("-inf")
+        out, lse = finish_softmax(top, total, acc, sink, HAS_SINKS)
+        out_offsets = row[:, None] * stride_out_row + heads[:, None] * stride_out_head + dims[None, :]
+        tl.store(out_ptr + out_offsets, out.to(out_ptr.dtype.element_ty), mask=cells)
+        if HAS_LSE:
+            num_heads = tl.num_programs(0) * GROUP
+            tl.store(lse_ptr + row * num_heads + heads, lse, mask=present)

@@ -1,0 +1,65 @@
+"""Tile sizes by architecture and shape. A table, looked up at each launch: nothing is tuned while serving.
+
+Entries are tried from the top; the first whose fields all match wins, and None matches anything. A tile may depend on
+the model and on the pool, never on the batch: that keeps a sequence's result independent of its neighbours.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+# Stands in for a compute capability when Triton interprets kernels instead of compiling them.
+INTERPRETER = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tile:
+    """Launch parameters of an attention kernel.
+
+    `rows` query rows (tokens x heads of one group) meet `tokens` keys a step. `stages` counts Triton's pipeline stages;
+    a block-table read feeds each load, so (stages - 1) // 2 tiles of K and of V are in flight.
+    """
+
+    rows: int
+    tokens: int
+    warps: int
+    stages: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """One line of a table: the shapes it is for (None: any) and the tile they get."""
+
+    tile: Tile
+    arch: int | None = None
+    head_dim: int | None = None  # after padding to a power of two
+    group: int | None = None
+    dtype: torch.dtype | None = None
+    page_size: int | None = None
+
+
+# Decode reads each key once for a whole group: 16 rows, the least that tensor cores take, and deep pipelining.
+DECODE = (
+    Entry(arch=INTERPRETER, tile=Tile(rows=16, tokens=32, warps=4, stages=2)),
+    Entry(dtype=torch.float32, tile=Tile(rows=16, tokens=32, warps=4, stages=3)),
+    Entry(head_dim=256, tile=Tile(rows=16, tokens=64, warps=8, stages=3)),
+    Entry(tile=Tile(rows=16, tokens=64, warps=4, stages=5)),
+)
+
+# Extend is bound by arithmetic: 128 rows over 8 warps issue the 64-row warp-group instructions of Hopper.
+EXTEND = (
+    Entry(arch=INTERPRETER, tile=Tile(rows=32, tokens=32, warps=4, stages=2)),
+    Entry(dtype=torch.float32, tile=Tile(rows=16, tokens=16, warps=4, stages=2)),
+    Entry(head_dim=256, tile=Tile(rows=128, tokens=32, warps=8, stages=3)),
+    Entry(tile=Tile(rows=128, tokens=64, warps=8, stages=5)),
+)
+
+
+def lookup(table: tuple[Entry, ...], arch: int, head_dim: int, group: int, dtype: torch.dtype, page_size: int) -> Tile:
+    """Return the tile of the first entry of the table that matches; its last entry must match everything."""
+    shape = (arch, head_dim, group, dtype, page_size)
+    for entry in table:
+        wanted = (entry.arch, entry.head_dim, entry.group, entry.dtype, entry.page_size)
+        if all(want is None or want == have for want, have in zip(wanted, shape, strict=True)):
+            return entry.tile
+    raise AssertionError(f"no entry matches {shape}: the last entry of a table must match everything")

@@ -1,0 +1,73 @@
+"""Prometheus metrics of a router, in a registry of their own."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from octavo.attributes import Metric
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.exposition import MetricsHandler
+
+_TTFT_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)
+_TPOT_BUCKETS = (0.001, 0.002, 0.003, 0.005, 0.007, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1, 2.5)
+_DURATION_BUCKETS = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92)
+_STAGE_BUCKETS = (0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 1)
+
+
+class RouterMetrics:
+    """Every series that a router exports. Request durations are seconds."""
+
+    def __init__(self) -> None:
+        registry = self.registry = CollectorRegistry()
+        # outcome: a finish reason, or the gRPC status of a request that ended with one.
+        self.requests = Counter(Metric.ROUTER_REQUESTS, "Requests ended", ["outcome"], registry=registry)
+        self.ttft = Histogram(
+            Metric.ROUTER_TTFT, "Accepted to first token sent", buckets=_TTFT_BUCKETS, registry=registry
+        )
+        self.tpot = Histogram(
+            Metric.ROUTER_TPOT, "Mean time per token after the first", buckets=_TPOT_BUCKETS, registry=registry
+        )
+        self.duration = Histogram(
+            Metric.ROUTER_DURATION, "Accepted to ended", buckets=_DURATION_BUCKETS, registry=registry
+        )
+        self.stage = Histogram(
+            Metric.ROUTER_STAGE, "Work of the router itself", ["stage"], buckets=_STAGE_BUCKETS, registry=registry
+        )
+        self.in_flight = Gauge(Metric.ROUTER_IN_FLIGHT, "Requests now", registry=registry)
+        self.prompt_tokens = Counter(Metric.ROUTER_PROMPT_TOKENS, "Prompt tokens", registry=registry)
+        self.cached_tokens = Counter(Metric.ROUTER_CACHED_TOKENS, "Prompt tokens found cached", registry=registry)
+        self.output_tokens = Counter(Metric.ROUTER_OUTPUT_TOKENS, "Output tokens", registry=registry)
+        self.engines = Gauge(Metric.ROUTER_ENGINES, "Engines by state", ["state"], registry=registry)
+        self.redis_up = Gauge(Metric.ROUTER_REDIS_UP, "Whether Redis answers", registry=registry)
+        self.resident_pages = Gauge(
+            Metric.ROUTER_RESIDENT_PAGES, "Page hashes in the directory", ["engine_id"], registry=registry
+        )
+
+
+class MetricsPage:
+    """Serves a registry over HTTP for Prometheus, in threads of its own."""
+
+    def __init__(self, registry: CollectorRegistry, listen: str) -> None:
+        host, _, port = listen.rpartition(":")
+        self._server = _HttpServer((host.strip("[]"), int(port)), MetricsHandler.factory(registry))
+        self.address = f"{host}:{self._server.server_port}"
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, kwargs={"poll_interval": 0.1}, name="metrics", daemon=True
+        )
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop serving; takes up to 0.1 s."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+class _HttpServer(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
+        self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+        super().__init__(address, handler)

@@ -1,0 +1,124 @@
+"""Ranks engines for a prompt by one cost in seconds. Pure: no clock, no state, no thresholds.
+
+    cost = (W + U) / P  +  pool_weight * k / (1 - k)  +  decode_weight * R * s
+
+W: prefill tokens ahead of this request. U: prompt tokens that the engine would have to compute. P: its prefill rate.
+k: share of its pool in use once the request is in. R: sequences decoding there. s: time that one more of them adds to a
+step. The first term is the wait for the first token, the second keeps pools from filling up (a full pool preempts), the
+third is what a busy batch costs this request and its neighbours in each step.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+# Used where no engine has measured its own rate yet; any one number serves, for it is the same for all.
+DEFAULT_PREFILL_TOKENS_PER_S = 2000.0
+DEFAULT_DECODE_S_PER_SEQUENCE = 0.0005
+_FULLEST = 0.999
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Weights:
+    """How the terms weigh against each other. `tie` is the relative cost within which two engines count as equal."""
+
+    pool_s: float = 0.15
+    decode: float = 1.0
+    tie: float = 0.05
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineView:
+    """What the policy knows of one engine. Rates are None until measured."""
+
+    engine_id: str
+    matched_pages: int
+    page_size: int
+    waiting_tokens: int
+    num_running: int
+    pages_in_use: int
+    num_pages: int
+    prefill_tokens_per_s: float | None
+    decode_s_per_sequence: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """Every term of one engine's cost; times in seconds."""
+
+    engine_id: str
+    matched_pages: int
+    waiting_tokens: int
+    uncached_tokens: int
+    prefill_tokens_per_s: float
+    pool_usage: float
+    num_running: int
+    prefill_s: float
+    pool_s: float
+    decode_s: float
+
+    @property
+    def cost_s(self) -> float:
+        """Sum of the terms."""
+        return self.prefill_s + self.pool_s + self.decode_s
+
+
+def rank(views: Sequence[EngineView], *, prompt_len: int, key: bytes, weights: Weights | None = None) -> list[Cost]:
+    """Return the engines from best to worst.
+
+    Engines whose cost is within the tie of the best are ordered by matched pages, then by rendezvous hash of `key`:
+    routers that share nothing still send equal cold prompts to the same engine.
+
+    Args:
+        views: candidates, each with its own id.
+        prompt_len: prompt tokens.
+        key: names the prompt's prefix, such as the hash of its first pages.
+        weights: how the terms weigh; the defaults if None.
+    """
+    weights = weights or Weights()
+    prefill_rate = _typical([view.prefill_tokens_per_s for view in views], DEFAULT_PREFILL_TOKENS_PER_S)
+    decode_slope = _typical([view.decode_s_per_sequence for view in views], DEFAULT_DECODE_S_PER_SEQUENCE)
+    costs = [_cost(view, prompt_len, prefill_rate, decode_slope, weights) for view in views]
+    if not costs:
+        return []
+    limit = min(cost.cost_s for cost in costs) * (1 + weights.tie)
+    tied = [cost for cost in costs if cost.cost_s <= limit]
+    others = [cost for cost in costs if cost.cost_s > limit]
+    tied.sort(key=lambda cost: (-cost.matched_pages, rendezvous(key, cost.engine_id)))
+    others.sort(key=lambda cost: (cost.cost_s, cost.engine_id))
+    return tied + others
+
+
+def rendezvous(key: bytes, engine_id: str) -> bytes:
+    """Return the rank of an engine for a key, lowest first; engines that come or go move no other key."""
+    return hashlib.sha256(len(key).to_bytes(4, "little") + key + engine_id.encode()).digest()
+
+
+def _cost(view: EngineView, prompt_len: int, prefill_rate: float, decode_slope: float, weights: Weights) -> Cost:
+    # The last prompt token is always computed: its logits choose the first output token.
+    uncached = max(1, prompt_len - view.matched_pages * view.page_size)
+    rate = view.prefill_tokens_per_s or prefill_rate
+    new_pages = -(-uncached // view.page_size)
+    usage = min(_FULLEST, (view.pages_in_use + new_pages) / max(1, view.num_pages))
+    return Cost(
+        engine_id=view.engine_id,
+        matched_pages=view.matched_pages,
+        waiting_tokens=view.waiting_tokens,
+        uncached_tokens=uncached,
+        prefill_tokens_per_s=rate,
+        pool_usage=usage,
+        num_running=view.num_running,
+        prefill_s=(view.waiting_tokens + uncached) / rate,
+        pool_s=weights.pool_s * usage / (1 - usage),
+        decode_s=weights.decode * view.num_running * (view.decode_s_per_sequence or decode_slope),
+    )
+
+
+def _typical(rates: Sequence[float | None], default: float) -> float:
+    """Return the mean of the rates that are known: an engine that has not measured yet is taken for an average one."""
+    known = [rate for rate in rates if rate]
+    # fsum: the same mean in whatever order a router lists its engines.
+    return math.fsum(known) / len(known) if known else default

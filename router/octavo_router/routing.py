@@ -1,0 +1,137 @@
+"""Decides which engine gets a prompt: matches its pages against the directory and ranks the engines by cost."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from octavo.page_hash import chain, salted_root, short_hash, token_bytes
+
+from octavo_router.fleet import Engine, Fleet
+from octavo_router.policy import Cost, EngineView, Weights, rank
+
+# Prompts that share these first pages go to the same engine when nobody holds them yet.
+_KEY_PAGES = 4
+PlacementNote = Callable[[str, int, Sequence[int]], None]
+
+
+class Prompt:
+    """Prompt token ids with their page hashes."""
+
+    def __init__(self, token_ids: Sequence[int], *, cache_salt: bytes = b"") -> None:
+        self.token_ids = token_ids
+        self.cache_salt = cache_salt
+        self._chains: dict[tuple[bytes, int], list[int]] = {}
+
+    def __len__(self) -> int:
+        return len(self.token_ids)
+
+    def num_pages(self, page_size: int) -> int:
+        """Full pages."""
+        return len(self.token_ids) // page_size
+
+    def hashes(self, root: bytes, page_size: int) -> list[int]:
+        """Return the short hashes of the full pages, under an engine's root."""
+        known = self._chains.get((root, page_size))
+        if known is None:
+            full = chain(salted_root(root, self.cache_salt), self.token_ids, page_size)
+            known = self._chains[root, page_size] = [short_hash(each) for each in full]
+        return known
+
+    @cached_property
+    def key(self) -> bytes:
+        """Bytes that equal prefixes share, for the rendezvous hash."""
+        return self.cache_salt + token_bytes(self.token_ids[: _KEY_PAGES * 16])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Route:
+    """Engines for one prompt from best to worst, and why."""
+
+    prompt_pages: int
+    ranked: Sequence[Cost]
+
+    @property
+    def reason(self) -> str:
+        """One line for people."""
+        best = self.ranked[0]
+        text = f"{best.engine_id}: {best.matched_pages} of {self.prompt_pages} pages cached, cost {best.cost_s:.3f} s"
+        if len(self.ranked) == 1:
+            return f"{text}, the only engine"
+        return f"{text}, next {self.ranked[1].engine_id} {self.ranked[1].cost_s:.3f} s"
+
+
+class Routing:
+    """Ranks engines, and counts what was sent where."""
+
+    def __init__(self, fleet: Fleet, *, weights: Weights, note: PlacementNote) -> None:
+        self.fleet = fleet
+        self._weights = weights
+        self._note = note
+
+    def route(
+        self,
+        prompt: Prompt,
+        *,
+        num_tokens: int,
+        revision: str | None = None,
+        excluded: Collection[tuple[str, int]] = (),
+    ) -> Route:
+        """Rank the engines that can take a prompt; the ranking is empty if none can.
+
+        Args:
+            prompt: the prompt.
+            num_tokens: tokens to prefill, which are more than the prompt's for a request that moves.
+            revision: model revision that the engine must have; any if None.
+            excluded: id and epoch of engines that may not be chosen.
+        """
+        engines = [
+            engine
+            for engine in self.fleet.serving()
+            if (engine.engine_id, engine.epoch) not in excluded
+            and revision in {None, engine.info.model.revision}
+            and num_tokens < engine.info.model.max_model_len
+        ]
+        if not engines:
+            return Route(prompt_pages=0, ranked=())
+        views = self._views(prompt, engines, time.monotonic())
+        prompt_pages = max(prompt.num_pages(engine.info.model.page_size) for engine in engines)
+        ranked = rank(views, prompt_len=num_tokens, key=prompt.key, weights=self._weights)
+        return Route(prompt_pages=prompt_pages, ranked=ranked)
+
+    def placed(self, engine: Engine, prompt: Prompt, cost: Cost) -> None:
+        """Note that a prompt was sent to an engine, for this router and the others."""
+        model = engine.info.model
+        new_pages = prompt.hashes(engine.info.page_hash_root, model.page_size)[cost.matched_pages :]
+        self.fleet.place(engine, cost.uncached_tokens, new_pages)
+        self._note(engine.engine_id, cost.uncached_tokens, new_pages)
+
+    def _views(self, prompt: Prompt, engines: Iterable[Engine], now: float) -> list[EngineView]:
+        by_chain: dict[tuple[bytes, int], dict[str, int]] = {}
+        views = []
+        for engine in engines:
+            root, page_size = engine.info.page_hash_root, engine.info.model.page_size
+            matched = by_chain.get((root, page_size))
+            if matched is None:
+                # An engine never takes the last prompt token from its cache.
+                reusable = prompt.hashes(root, page_size)[: (len(prompt) - 1) // page_size]
+                matched = by_chain[root, page_size] = self.fleet.directory.match(reusable, now)
+            views.append(_view(engine, matched.get(engine.engine_id, 0), now))
+        return views
+
+
+def _view(engine: Engine, matched_pages: int, now: float) -> EngineView:
+    report = engine.load.report
+    return EngineView(
+        engine_id=engine.engine_id,
+        matched_pages=matched_pages,
+        page_size=engine.info.model.page_size,
+        waiting_tokens=engine.load.waiting_tokens(now),
+        num_running=engine.load.num_running(now),
+        pages_in_use=report.pages_in_use,
+        num_pages=engine.info.num_pages,
+        prefill_tokens_per_s=report.prefill_tokens_per_s or None,
+        decode_s_per_sequence=report.decode_s_per_sequence or None,
+    )

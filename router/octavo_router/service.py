@@ -1,0 +1,320 @@
+"""The public gRPC service: messages in, domain objects through, messages out."""
+# ruff: noqa: N802  # gRPC methods keep the names that the proto gives them
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing
+from dataclasses import dataclass
+
+from octavo.attributes import Attribute, Span
+from octavo.errors import NotFound, OctavoError, Unavailable
+from octavo.tracing import context_of, trace_id_of
+from octavo.v1 import inference_pb2, inference_pb2_grpc, types_pb2
+from opentelemetry import trace
+from opentelemetry.trace import SpanKind
+
+from octavo_router import validation
+from octavo_router.account import Account
+from octavo_router.admission import Admission
+from octavo_router.call import Call, Context, read_call
+from octavo_router.chat_template import Message
+from octavo_router.dispatch import Dispatch, DispatchLimits, Placed, Work
+from octavo_router.journal import Ending, Journal, Limits
+from octavo_router.metrics import RouterMetrics
+from octavo_router.output import ChoiceEnded, Chunk
+from octavo_router.policy import Cost
+from octavo_router.routing import Prompt, Routing
+from octavo_router.tokenizer import TokenizerThreads
+
+_REASONS = {
+    Ending.STOP: types_pb2.FINISH_REASON_STOP,
+    Ending.LENGTH: types_pb2.FINISH_REASON_LENGTH,
+    Ending.CANCELLED: types_pb2.FINISH_REASON_CANCELLED,
+    Ending.DEADLINE: types_pb2.FINISH_REASON_DEADLINE,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceLimits:
+    """See the settings of the same names."""
+
+    default_max_tokens: int
+    default_timeout_s: float
+    max_timeout_s: float
+    max_prompt_bytes: int
+    vocab_size: int
+
+
+class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
+    """Methods are coroutines, so that a client that vanishes ends them at the point where they wait."""
+
+    def __init__(
+        self,
+        *,
+        router_id: str,
+        model_name: str,
+        limits: ServiceLimits,
+        dispatch_limits: DispatchLimits,
+        admission: Admission,
+        tokenizer: TokenizerThreads,
+        routing: Routing,
+        metrics: RouterMetrics,
+        tracer: trace.Tracer,
+    ) -> None:
+        self._router_id = router_id
+        self._model_name = model_name
+        self._limits = limits
+        self._dispatch_limits = dispatch_limits
+        self._admission = admission
+        self._tokenizer = tokenizer
+        self._routing = routing
+        self._metrics = metrics
+        self._tracer = tracer
+
+    async def Generate(  # type: ignore[override]  # a coroutine that writes, which grpc.aio takes as well
+        self, request: inference_pb2.GenerateRequest, context: Context
+    ) -> None:
+        """Generate text; see the proto."""
+        call = self._read_call(context)
+        parent = context_of(call.traceparent)
+        with self._tracer.start_as_current_span(
+            Span.ROUTER_GENERATE,
+            context=parent,
+            kind=SpanKind.SERVER,
+            record_exception=False,
+            set_status_on_exception=False,
+        ) as span:
+            account = Account(span, self._metrics, request_id=call.request_id, router_id=self._router_id)
+            failure: str | None = "internal"
+            try:
+                with self._admission.enter():
+                    self._metrics.in_flight.set(self._admission.num_in_flight)
+                    await self._generate(request, call, account, context.write, trace_id_of(span))
+                failure = None
+            except OctavoError as error:
+                failure = error.code.name.lower()
+                raise
+            except asyncio.CancelledError:
+                failure = "cancelled"
+                raise
+            finally:
+                self._metrics.in_flight.set(self._admission.num_in_flight)
+                account.close(failure)
+
+    async def Tokenize(
+        self, request: inference_pb2.TokenizeRequest, context: Context
+    ) -> inference_pb2.TokenizeResponse:
+        """Turn text or a chat into token ids; see the proto."""
+        self._read_call(context)
+        with self._admission.enter():
+            self._check_model(request.model)
+            self._check_input(request.input)
+            return inference_pb2.TokenizeResponse(token_ids=await self._encode(request.input))
+
+    async def ListModels(
+        self, request: inference_pb2.ListModelsRequest, context: Context
+    ) -> inference_pb2.ListModelsResponse:
+        """List the models that live engines serve; see the proto."""
+        del request, context
+        models = {
+            (engine.info.model.name, engine.info.model.revision): engine for engine in self._routing.fleet.engines
+        }
+        return inference_pb2.ListModelsResponse(models=[models[key].info.model for key in sorted(models)])
+
+    async def Explain(self, request: inference_pb2.ExplainRequest, context: Context) -> inference_pb2.ExplainResponse:
+        """Tell where a prompt would go; see the proto."""
+        call = self._read_call(context)
+        with self._admission.enter():
+            self._check_model(request.model)
+            self._check_input(request.input)
+            prompt = Prompt(await self._encode(request.input), cache_salt=call.cache_salt)
+            validation.check_prompt_len(len(prompt), max_model_len=self._model().max_model_len)
+            route = self._routing.route(prompt, num_tokens=len(prompt))
+            return inference_pb2.ExplainResponse(
+                prompt_tokens=len(prompt),
+                prompt_pages=route.prompt_pages,
+                candidates=[_engine_cost(cost) for cost in route.ranked],
+            )
+
+    async def _generate(
+        self,
+        request: inference_pb2.GenerateRequest,
+        call: Call,
+        account: Account,
+        write: Callable[[inference_pb2.GenerateResponse], Awaitable[None]],
+        trace_id: str,
+    ) -> None:
+        self._check_model(request.model)
+        account.describe(request, model=self._model_name, tenant=call.tenant)
+        validation.check_generate(
+            request, max_prompt_bytes=self._limits.max_prompt_bytes, vocab_size=self._limits.vocab_size
+        )
+        work = self._work(request, call, await self._tokenize(request.input, account))
+        dispatch = Dispatch(
+            work,
+            routing=self._routing,
+            detokenizer=self._tokenizer.tokenizer.detokenizer,
+            limits=self._dispatch_limits,
+            tracer=self._tracer,
+        )
+        account.dispatched(dispatch, work.sampling.seed)
+        responses = _Responses(request, work, dispatch, trace_id)
+        async with aclosing(dispatch.events()) as events:
+            async for event in events:
+                await write(responses.of(event))
+                if isinstance(event, Chunk):
+                    account.sent_tokens()
+                elif isinstance(event, ChoiceEnded):
+                    account.ended(event.ending)
+
+    async def _tokenize(self, message: inference_pb2.Input, account: Account) -> list[int]:
+        started_at = time.perf_counter()
+        with self._tracer.start_as_current_span(Span.ROUTER_TOKENIZE, record_exception=False) as span:
+            token_ids = await self._encode(message)
+            span.set_attribute(Attribute.INPUT_TOKENS, len(token_ids))
+        account.tokenized(len(token_ids), time.perf_counter() - started_at)
+        return token_ids
+
+    async def _encode(self, message: inference_pb2.Input) -> list[int]:
+        kind = message.WhichOneof("kind")
+        if kind == "text":
+            return await self._tokenizer.encode_text(message.text)
+        if kind == "chat":
+            messages = [Message(each.role, each.content) for each in message.chat.messages]
+            return await self._tokenizer.encode_chat(messages)
+        return list(message.tokens.ids)
+
+    def _work(self, request: inference_pb2.GenerateRequest, call: Call, token_ids: list[int]) -> Work:
+        model = self._model()
+        validation.check_prompt_len(len(token_ids), max_model_len=model.max_model_len)
+        room = model.max_model_len - len(token_ids)
+        sampling = types_pb2.SamplingParams()
+        sampling.CopyFrom(request.sampling)
+        sampling.ClearField("stop")  # matched here, over text
+        sampling.n = sampling.n or 1
+        sampling.max_tokens = min(sampling.max_tokens or self._limits.default_max_tokens or room, room)
+        sampling.min_tokens = min(sampling.min_tokens, sampling.max_tokens)
+        if not sampling.HasField("seed"):
+            sampling.seed = secrets.randbits(64)
+        stop_token_ids = {*sampling.stop_token_ids, *(() if sampling.ignore_eos else model.eos_token_ids)}
+        return Work(
+            request_id=call.request_id,
+            prompt=Prompt(token_ids, cache_salt=call.cache_salt),
+            sampling=sampling,
+            limits=Limits(
+                max_tokens=sampling.max_tokens,
+                min_tokens=sampling.min_tokens,
+                stop_token_ids=frozenset(stop_token_ids),
+            ),
+            stops=tuple(request.sampling.stop),
+            priority=request.priority,
+            deadline=call.deadline,
+        )
+
+    def _read_call(self, context: Context) -> Call:
+        return read_call(
+            context, default_timeout_s=self._limits.default_timeout_s, max_timeout_s=self._limits.max_timeout_s
+        )
+
+    def _check_model(self, name: str) -> None:
+        if name not in {"", self._model_name}:
+            raise NotFound("model_not_found", f"no such model here; this router serves {self._model_name!r}")
+
+    def _check_input(self, message: inference_pb2.Input) -> None:
+        validation.check_input(
+            message, max_prompt_bytes=self._limits.max_prompt_bytes, vocab_size=self._limits.vocab_size
+        )
+
+    def _model(self) -> types_pb2.ModelInfo:
+        """Return the facts of the serving engine with the longest context."""
+        serving = self._routing.fleet.serving()
+        if not serving:
+            raise Unavailable("no_engine", "no engine can take the request now; try again", retry_after_s=1.0)
+        return max((engine.info.model for engine in serving), key=lambda model: model.max_model_len)
+
+
+class _Responses:
+    """Turns the events of one dispatch into messages."""
+
+    def __init__(self, request: inference_pb2.GenerateRequest, work: Work, dispatch: Dispatch, trace_id: str) -> None:
+        self._request = request
+        self._work = work
+        self._dispatch = dispatch
+        self._trace_id = trace_id
+        self._num_running = work.sampling.n
+
+    def of(self, event: Placed | Chunk | ChoiceEnded) -> inference_pb2.GenerateResponse:
+        if isinstance(event, Chunk):
+            return inference_pb2.GenerateResponse(chunk=self._chunk(event))
+        if isinstance(event, ChoiceEnded):
+            return inference_pb2.GenerateResponse(finished=self._finished(event))
+        return inference_pb2.GenerateResponse(
+            accepted=inference_pb2.Accepted(
+                request_id=self._work.request_id,
+                trace_id=self._trace_id,
+                engine_id=event.engine_id,
+                prompt_tokens=len(self._work.prompt),
+                matched_pages=event.matched_pages,
+                reason=event.reason,
+            )
+        )
+
+    def _chunk(self, chunk: Chunk) -> inference_pb2.OutputChunk:
+        return inference_pb2.OutputChunk(
+            index=chunk.index,
+            text=chunk.text,
+            position=chunk.position,
+            num_tokens=len(chunk.token_ids),
+            token_ids=chunk.token_ids if self._request.return_token_ids else None,
+            logprobs=chunk.logprobs if self._request.logprobs else None,
+        )
+
+    def _finished(self, ended: ChoiceEnded) -> inference_pb2.Finished:
+        self._num_running -= 1
+        journal = self._dispatch.journal
+        return inference_pb2.Finished(
+            index=ended.index,
+            reason=_REASONS[ended.ending],
+            stopped_by=ended.stopped_by,
+            usage=types_pb2.Usage(
+                prompt_tokens=len(self._work.prompt),
+                cached_tokens=journal.cached_tokens,
+                output_tokens=journal.num_output_tokens,
+            ),
+            timing=_timing(journal) if self._num_running == 0 else None,
+            engine_id=self._dispatch.engine_id,
+            num_moves=journal.num_moves,
+        )
+
+
+def _timing(journal: Journal) -> types_pb2.EngineTiming:
+    timing = journal.timing
+    return types_pb2.EngineTiming(
+        queue_ns=timing.queue_ns,
+        prefill_ns=timing.prefill_ns,
+        decode_ns=timing.decode_ns,
+        num_prefill_steps=timing.num_prefill_steps,
+        num_preemptions=timing.num_preemptions,
+        num_recomputed_tokens=timing.num_recomputed_tokens,
+        peak_pages=timing.peak_pages,
+    )
+
+
+def _engine_cost(cost: Cost) -> inference_pb2.EngineCost:
+    return inference_pb2.EngineCost(
+        engine_id=cost.engine_id,
+        matched_pages=cost.matched_pages,
+        waiting_tokens=cost.waiting_tokens,
+        uncached_tokens=cost.uncached_tokens,
+        prefill_tokens_per_s=cost.prefill_tokens_per_s,
+        pool_usage=cost.pool_usage,
+        num_running=cost.num_running,
+        prefill_s=cost.prefill_s,
+        pool_s=cost.pool_s,
+        decode_s=cost.decode_s,
+        cost_s=cost.cost_s,
+    )

@@ -1,0 +1,150 @@
+"""Turns text and chats into the token ids that the model was trained on; never imports torch or transformers.
+
+Special tokens written inside a message are text, not control: before rendering they are replaced by marks, the rendered
+text is cut at the template's own special tokens, and the marks become plain text again in the cut pieces.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import secrets
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from octavo.errors import InvalidRequest
+from octavo.revision import tokenizer_revision
+from tokenizers import AddedToken
+from tokenizers import Tokenizer as FastTokenizer
+
+from octavo_router.chat_template import ChatTemplate, Message
+from octavo_router.detokenizer import Detokenizer, Vocabulary
+
+# Shorter texts take less time to encode than a change of thread does.
+_INLINE_CHARS = 4096
+
+
+class Tokenizer:
+    """The tokenizer and chat template of one model directory. All methods may run in any thread."""
+
+    def __init__(self, directory: Path) -> None:
+        path = str(directory / "tokenizer.json")
+        self.revision = tokenizer_revision(directory)
+        self._fast = FastTokenizer.from_file(path)
+        # A second copy that reads special tokens as text: the switch is a property, and threads share the object.
+        self._plain = FastTokenizer.from_file(path)
+        self._plain.encode_special_tokens = True
+        for each in (self._fast, self._plain):
+            each.no_padding()
+            each.no_truncation()
+        self._specials = {
+            token.content: (token_id, token)
+            for token_id, token in self._fast.get_added_tokens_decoder().items()
+            if token.special
+        }
+        self._special_pattern = _alternatives(self._specials)
+        self._template = ChatTemplate.load(directory)
+        self._vocabulary = Vocabulary(self._fast, byte_level=_is_byte_level(directory))
+        self.vocab_size = self._fast.get_vocab_size()
+
+    def encode_text(self, text: str) -> list[int]:
+        """Return the ids of plain text, with the special tokens that the tokenizer adds by itself."""
+        return list(self._fast.encode(text, add_special_tokens=True).ids)
+
+    def encode_chat(self, messages: Sequence[Message]) -> list[int]:
+        """Return the ids of a chat, up to where the answer begins.
+
+        Raises:
+            InvalidRequest: the model has no chat template, or its template refuses the messages.
+        """
+        if self._template is None:
+            raise InvalidRequest(
+                "no_chat_template", "this model has no chat template; send input.text instead", field="input.chat"
+            )
+        if not any(self._special_pattern.search(message.content) for message in messages):
+            return list(self._fast.encode(self._template.render(messages), add_special_tokens=False).ids)
+        marks = _Marks(self._special_pattern)
+        marked = [Message(message.role, marks.hide(message.content)) for message in messages]
+        return self._encode_marked(self._template.render(marked), marks.reveal)
+
+    def detokenizer(self) -> Detokenizer:
+        """Return a detokenizer for one choice."""
+        return self._vocabulary.detokenizer()
+
+    def _encode_marked(self, rendered: str, reveal: Callable[[str], str]) -> list[int]:
+        ids: list[int] = []
+        start = 0
+        strip_start = False
+        for found in self._special_pattern.finditer(rendered):
+            token_id, token = self._specials[found.group()]
+            ids += self._encode_plain(rendered[start : found.start()], reveal, strip_start, token.lstrip)
+            ids.append(token_id)
+            start = found.end()
+            strip_start = token.rstrip
+        return ids + self._encode_plain(rendered[start:], reveal, strip_start, False)
+
+    def _encode_plain(self, piece: str, reveal: Callable[[str], str], strip_start: bool, strip_end: bool) -> list[int]:  # noqa: FBT001
+        piece = piece.lstrip() if strip_start else piece
+        piece = piece.rstrip() if strip_end else piece
+        return list(self._plain.encode(reveal(piece), add_special_tokens=False).ids) if piece else []
+
+
+class TokenizerThreads:
+    """Runs a tokenizer off the event loop where a text is long. The caller bounds the requests in flight."""
+
+    def __init__(self, tokenizer: Tokenizer, *, num_threads: int) -> None:
+        self.tokenizer = tokenizer
+        self._executor = ThreadPoolExecutor(num_threads, thread_name_prefix="tokenizer")
+
+    async def encode_text(self, text: str) -> list[int]:
+        """Like `Tokenizer.encode_text`."""
+        if len(text) <= _INLINE_CHARS:
+            return self.tokenizer.encode_text(text)
+        return await asyncio.get_running_loop().run_in_executor(self._executor, self.tokenizer.encode_text, text)
+
+    async def encode_chat(self, messages: Sequence[Message]) -> list[int]:
+        """Like `Tokenizer.encode_chat`."""
+        if sum(len(message.content) for message in messages) <= _INLINE_CHARS:
+            return self.tokenizer.encode_chat(messages)
+        return await asyncio.get_running_loop().run_in_executor(self._executor, self.tokenizer.encode_chat, messages)
+
+    def close(self) -> None:
+        """Let the threads end."""
+        self._executor.shutdown(wait=False, cancel_futures=True)
+
+
+class _Marks:
+    """Replaces special tokens in text by marks that no tokenizer or template knows, and back."""
+
+    def __init__(self, pattern: re.Pattern[str]) -> None:
+        self._pattern = pattern
+        self._hidden: list[str] = []
+        nonce = secrets.token_hex(8)  # so that no message can contain a mark
+        self._open = f"\ue000{nonce}:"
+        self._mark = re.compile(re.escape(self._open) + r"(\d+)\ue001")
+
+    def hide(self, text: str) -> str:
+        return self._pattern.sub(self._hide_one, text)
+
+    def reveal(self, text: str) -> str:
+        return self._mark.sub(lambda found: self._hidden[int(found.group(1))], text)
+
+    def _hide_one(self, found: re.Match[str]) -> str:
+        self._hidden.append(found.group())
+        return f"{self._open}{len(self._hidden) - 1}\ue001"
+
+
+def _alternatives(specials: dict[str, tuple[int, AddedToken]]) -> re.Pattern[str]:
+    if not specials:
+        return re.compile(r"(?!)")  # matches nothing
+    return re.compile("|".join(re.escape(content) for content in sorted(specials, key=len, reverse=True)))
+
+
+def _is_byte_level(directory: Path) -> bool:
+    """Whether tokens are bytes written as characters: the decoder of tokenizer.json is ByteLevel alone."""
+    loaded = json.loads((directory / "tokenizer.json").read_text("utf-8"))
+    decoder = loaded.get("decoder") or {}
+    steps = decoder.get("decoders", [decoder])
+    return [step.get("type") for step in steps] == ["ByteLevel"]

@@ -1,0 +1,75 @@
+"""Greedy tokens in float32 are those of transformers' `generate`."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from octavo.model_directory import ModelNotFound, resolve_model
+from octavo_engine.models.config import read_config
+from support.tiny_models import CONFIGS, VOCAB, engine, submit, write_model
+
+NUM_TOKENS = 64
+
+
+def hugging_face_tokens(model: transformers.PreTrainedModel, prompt: list[int]) -> list[int]:
+    with torch.inference_mode():
+        output = model.generate(
+            torch.tensor([prompt]),
+            attention_mask=torch.ones(1, len(prompt), dtype=torch.int64),
+            do_sample=False,
+            max_new_tokens=NUM_TOKENS,
+            min_new_tokens=NUM_TOKENS,
+            eos_token_id=None,
+            pad_token_id=0,
+        )
+    return output[0, len(prompt) :].tolist()
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_tiny_model_gives_the_tokens_of_transformers(name: str, tmp_path: Path) -> None:
+    model = write_model(tmp_path, name)
+    rng = random.Random(3)
+    prompts = [[rng.randrange(3, VOCAB) for _ in range(length)] for length in (1, 15, 16, 17, 90)]
+    octavo = engine(tmp_path, max_step_tokens=48)
+    outputs = octavo.generate([submit(key, prompt, NUM_TOKENS) for key, prompt in enumerate(prompts)])
+    for key, prompt in enumerate(prompts):
+        assert outputs[key, 0].token_ids == hugging_face_tokens(model, prompt), f"prompt of {len(prompt)} tokens"
+
+
+def test_window_and_rope_scaling_reach_the_forward_pass(tmp_path: Path) -> None:
+    """Guards the tests above: the special configurations must not silently fall back to the plain one."""
+    for name in ("mistral-window", "llama3-rope"):
+        (tmp_path / name).mkdir()
+        write_model(tmp_path / name, name)
+    assert set(read_config(tmp_path / "mistral-window").windows) == {24}
+    assert read_config(tmp_path / "llama3-rope").rope.factor == 8.0
+
+
+PROMPTS = (
+    "The capital of France is",
+    "Write a short story about a lighthouse keeper who finds a message in a bottle. Start with the storm.",
+    "def fibonacci(n):\n    # Return the first n numbers, e.g. 0 1 1 2 3 5 8 13 21 34\n",
+)
+
+
+def test_default_model_gives_the_tokens_of_transformers_on_real_prompts() -> None:
+    try:
+        directory = resolve_model()
+    except ModelNotFound:
+        pytest.fail("the default model is not prepared: run `make model`, which `make test` does first")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
+    model = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+    chat = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Explain in three sentences why the sky is blue."}],
+        add_generation_prompt=True,
+        return_dict=False,
+    )
+    prompts = [tokenizer(text)["input_ids"] for text in PROMPTS] + [chat]
+    octavo = engine(directory, threads=2)
+    outputs = octavo.generate([submit(key, prompt, NUM_TOKENS) for key, prompt in enumerate(prompts)])
+    for key, prompt in enumerate(prompts):
+        assert outputs[key, 0].token_ids == hugging_face_tokens(model, prompt)

@@ -1,0 +1,29 @@
+"""The Triton backend, whole: its kernels together give the tokens of the torch backend."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+from support.tiny_models import VOCAB, engine, submit, write_model
+
+
+@pytest.mark.timeout(240)
+def test_triton_engine_gives_the_tokens_of_the_torch_engine(tmp_path: Path) -> None:
+    """Prefill in chunks mixed with decodes, a fork's copied page, greedy and seeded: six tokens of a tiny Qwen3."""
+    write_model(tmp_path, "qwen3")
+    rng = random.Random(9)
+    prompts = [[rng.randrange(3, VOCAB) for _ in range(length)] for length in (5, 18)]
+    requests = [
+        submit(0, prompts[0], 6),
+        submit(1, prompts[1], 4, temperature=0.8, top_k=20, top_p=0.9, seed=4, n=2),
+    ]
+    settings = {"max_step_tokens": 16, "num_pages": 16, "max_model_len": 64, "max_sequences": 4}
+    expected = engine(tmp_path, backend="torch", device="cpu", **settings).generate(requests)
+    outputs = engine(tmp_path, backend="triton", **settings).generate(requests)
+    assert {at: output.token_ids for at, output in outputs.items()} == {
+        at: output.token_ids for at, output in expected.items()
+    }
+    for at, output in outputs.items():
+        assert output.logprobs == pytest.approx(expected[at].logprobs, abs=1e-4)

@@ -1,0 +1,182 @@
+from __future__ import annotations
+
+import asyncio
+
+import grpc
+import pytest
+from octavo.v1 import engine_pb2, types_pb2
+from support.fake_engine import count_up
+from support.router_client import Answer, request
+
+PROMPT = [30, 31, 32, 33] * 4
+
+
+async def streaming_from(router, engines, **options):
+    """Start a request that stands still after 5 tokens; return its call, what it brought, its engine and the other."""
+    for engine in engines:
+        engine.hold_at = 5
+    call = router.inference.Generate(request(PROMPT, **options), timeout=20)
+    answer = Answer()
+    wanted = 5 * options.get("n", 1)
+    while sum(map(len, answer.token_ids.values())) < wanted:
+        answer.add(await call.read())
+    home = next(engine for engine in engines if engine.engine_id == answer.accepted.engine_id)
+    other = next((engine for engine in engines if engine is not home), None)
+    return call, answer, home, other
+
+
+async def rest_of(call, answer):
+    while (response := await call.read()) is not grpc.aio.EOF:
+        answer.add(response)
+    return answer
+
+
+@pytest.fixture
+async def two(new_engine):
+    return [await new_engine("e1"), await new_engine("e2")]
+
+
+async def test_killed_engine_is_not_noticed_by_the_client(two, new_router):
+    router = await new_router(*two)
+    call, answer, home, other = await streaming_from(router, two, max_tokens=20, seed=11)
+    other.release()
+    await home.kill()
+    await rest_of(call, answer)
+    assert answer.token_ids[0] == list(count_up()(home.submits[0], 0))
+    assert answer.finished[0].reason == types_pb2.FINISH_REASON_LENGTH
+    assert answer.finished[0].num_moves == 1
+    assert answer.finished[0].engine_id == other.engine_id
+    assert answer.finished[0].usage == types_pb2.Usage(prompt_tokens=16, cached_tokens=0, output_tokens=20)
+
+
+async def test_next_engine_gets_the_output_so_far_as_committed(two, new_router):
+    router = await new_router(*two)
+    call, answer, home, other = await streaming_from(router, two, max_tokens=20, seed=11, n=2)
+    other.release()
+    await home.kill()
+    await rest_of(call, answer)
+    resumed = other.submits[0]
+    assert [list(choice.token_ids) for choice in resumed.committed] == [
+        list(count_up()(home.submits[0], choice))[:5] for choice in range(2)
+    ]
+    assert resumed.attempt == 1
+    assert resumed.prompt_token_ids == home.submits[0].prompt_token_ids
+    assert resumed.sampling == home.submits[0].sampling
+    assert {choice: len(token_ids) for choice, token_ids in answer.token_ids.items()} == {0: 20, 1: 20}
+
+
+async def test_hanging_engine_loses_its_requests(two, new_router):
+    router = await new_router(*two)
+    call, answer, home, other = await streaming_from(router, two, max_tokens=20)
+    home.silent = True
+    other.release()
+    await rest_of(call, answer)
+    assert answer.token_ids[0] == list(count_up()(home.submits[0], 0))
+    assert answer.finished[0].engine_id == other.engine_id
+
+
+async def test_silent_engine_gets_nothing_new_before_it_is_given_up(two, new_router):
+    router = await new_router(*two)
+    home = two[0]
+    home.silent = True
+    await router.serving("e2")
+    answers = [await router.generate([40 + index] * 9) for index in range(4)]
+    assert {answer.accepted.engine_id for answer in answers} == {"e2"}
+
+
+async def test_late_tokens_of_a_lost_engine_are_dropped(two, new_router):
+    router = await new_router(*two)
+    call, answer, home, other = await streaming_from(router, two, max_tokens=20)
+    home.silent = True
+    other.hold_at = 10
+    while len(answer.token_ids[0]) < 10:
+        answer.add(await call.read())
+    home.silent = False  # it wakes and goes on as if nothing had happened
+    home.release()
+    await router.serving("e1", "e2")
+    other.release()
+    await rest_of(call, answer)
+    assert answer.token_ids[0] == list(count_up()(home.submits[0], 0))
+
+
+async def test_draining_engine_hands_its_requests_over(two, new_router):
+    router = await new_router(*two)
+    for engine in two:
+        engine.end_with = types_pb2.FINISH_REASON_HANDOFF
+    for engine in two:
+        engine.hold_at = 5
+    call = router.inference.Generate(request(PROMPT, max_tokens=20), timeout=20)
+    answer = Answer()
+    answer.add(await call.read())
+    home = next(engine for engine in two if engine.engine_id == answer.accepted.engine_id)
+    other = next(engine for engine in two if engine is not home)
+    other.hold_at = None
+    await rest_of(call, answer)
+    assert answer.token_ids[0] == list(count_up()(home.submits[0], 0))
+    assert answer.finished[0].num_moves == 1
+
+
+async def test_request_without_another_engine_waits_for_one(new_engine, new_router):
+    first = await new_engine("e1")
+    spare = await new_engine("e2")
+    await spare.kill()
+    router = await new_router(first, move_wait_s=10, engines=f"{first.address},{spare.address}")
+    call, answer, home, _ = await streaming_from(router, [first], max_tokens=20)
+    await home.kill()
+    await router.serving()
+    await spare.start(spare.address)
+    await rest_of(call, answer)
+    assert answer.token_ids[0] == list(count_up()(home.submits[0], 0))
+    assert answer.finished[0].engine_id == "e2"
+
+
+async def test_request_ends_with_a_status_when_no_engine_comes(new_engine, new_router):
+    engine = await new_engine("e1")
+    router = await new_router(engine, move_wait_s=0.2)
+    call, answer, home, _ = await streaming_from(router, [engine], max_tokens=20)
+    await home.kill()
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await rest_of(call, answer)
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_request_that_keeps_losing_engines_is_given_up(new_engine, new_router):
+    engines = [await new_engine(f"e{index}") for index in range(4)]
+    router = await new_router(*engines)
+    for engine in engines:
+        engine.hold_at = 3
+        engine.end_with = types_pb2.FINISH_REASON_ERROR
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await router.generate(max_tokens=20)
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert sum(len(engine.submits) for engine in engines) == 3, "the first try and two moves"
+
+
+async def test_refused_request_tries_the_next_engine(two, new_router):
+    router = await new_router(*two)
+    home = (await router.generate(PROMPT)).accepted.engine_id
+    full, free = two if home == "e1" else two[::-1]
+    full.rejection = engine_pb2.Rejected(code=8, reason="queue_full", message="full", retry_after_ms=250)
+    answer = await router.generate(PROMPT)
+    assert answer.finished[0].engine_id == free.engine_id
+    assert answer.finished[0].num_moves == 0
+
+
+async def test_request_that_ended_with_its_last_token_needs_no_other_engine(new_engine, new_router):
+    engine = await new_engine("e1")
+    router = await new_router(engine, move_wait_s=0.0)
+    engine.end_with = types_pb2.FINISH_REASON_ERROR
+    engine.hold_at = 8
+    original = engine._one_step
+
+    def without_ends(*args):
+        message = original(*args)
+        if message.step.ends:
+            args[3][0] = False  # goes on, to die before it says that the choice ended
+            del message.step.ends[:]
+        return message
+
+    engine._one_step = without_ends
+    answer = await asyncio.wait_for(router.generate(max_tokens=8), 5)
+    assert len(answer.token_ids[0]) == 8
+    assert answer.finished[0].reason == types_pb2.FINISH_REASON_LENGTH

@@ -1,0 +1,108 @@
+"""An engine core whose model is arithmetic: tokens without torch, steps that wait at a gate if a test wants to hold them.
+
+Run as a program, it takes the place of `python -m octavo_engine.core`. The environment steers it:
+
+    OCTAVO_FAKE_STEP_GATE   FIFO: each step takes one byte from it before it ends
+    OCTAVO_FAKE_LOAD_GATE   FIFO: loading takes one byte from it before it ends
+    OCTAVO_FAKE_DEPTH       steps in flight, default 1
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+
+from octavo_engine.config import EngineConfig
+from octavo_engine.core import main
+from octavo_engine.runner import Loaded, ModelFacts
+from octavo_engine.sequence import Row, Sampled, StepPlan
+
+VOCAB_SIZE = 1000
+EOS = 0
+POISON = 3
+"""A prompt that starts with it makes its step raise."""
+
+
+def next_token(tokens: list[int], seed: int) -> int:
+    """Return the token that follows: a function of all before it and of the seed, never EOS or POISON."""
+    state = seed + 1
+    for token in tokens[-8:]:
+        state = (state * 1_000_003 + token + len(tokens)) % 2**31
+    return 10 + state % (VOCAB_SIZE - 10)
+
+
+def expected_tokens(prompt: list[int], num_tokens: int, seed: int = 0) -> list[int]:
+    """Return the whole output of a request."""
+    tokens = list(prompt)
+    for _ in range(num_tokens):
+        tokens.append(next_token(tokens, seed))
+    return tokens[len(prompt) :]
+
+
+class FakeRunner:
+    """Computes steps by arithmetic."""
+
+    def __init__(self, gate: int | None, depth: int) -> None:
+        self.depth = depth
+        self._gate = gate
+
+    def launch(self, plan: StepPlan) -> FakeStep:
+        return FakeStep(plan, self._gate)
+
+    def close(self) -> None:
+        if self._gate is not None:
+            os.close(self._gate)
+
+
+class FakeStep:
+    """A launched step. Tokens are computed when they are asked for: by then those before are known."""
+
+    def __init__(self, plan: StepPlan, gate: int | None) -> None:
+        self._plan = plan
+        self._gate = gate
+
+    def result(self) -> Sampled:
+        if self._gate is not None:
+            os.read(self._gate, 1)
+        rows = [row for row in self._plan.rows if row.samples]
+        if any(row.sequence.tokens[0] == POISON for row in self._plan.rows):
+            raise RuntimeError("poisoned prompt: secret")
+        return Sampled(token_ids=[_token(row) for row in rows], logprobs=[-0.5] * len(rows))
+
+
+def _token(row: Row) -> int:
+    return next_token(row.sequence.tokens[: row.start + row.num_tokens], row.sequence.seed)
+
+
+def load(config: EngineConfig, progress: Callable[[str, float], None]) -> Loaded:
+    progress("load weights", 0.5)
+    load_gate = os.environ.get("OCTAVO_FAKE_LOAD_GATE")
+    if load_gate:
+        with open(load_gate, "rb", buffering=0) as gate:  # noqa: PTH123 - a FIFO
+            gate.read(1)
+    step_gate = os.environ.get("OCTAVO_FAKE_STEP_GATE")
+    return Loaded(
+        # Opened for writing too, so that the gate stays open when a test closes its end.
+        runner=FakeRunner(
+            os.open(step_gate, os.O_RDWR) if step_gate else None, int(os.environ.get("OCTAVO_FAKE_DEPTH", "1"))
+        ),
+        facts=ModelFacts(
+            name=config.model_name or "fake",
+            revision="revision",
+            tokenizer_revision="tokenizer",
+            max_model_len=config.max_model_len or 4096,
+            vocab_size=VOCAB_SIZE,
+            eos_token_ids=(EOS,),
+            page_size=config.page_size,
+            num_pages=config.num_pages or 1024,
+            backend="torch",
+            device="cpu",
+            dtype="float32",
+            numerics="exact",
+        ),
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main(load))

@@ -1,0 +1,118 @@
+"""Compile every kernel for sm_90 with the shapes of real models and print one JSON line per launch.
+
+A script of its own: Triton decides once a process whether kernels are interpreted, and the tests around it interpret.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+
+import torch
+from octavo_kernels import activation, copy_pages, merge_states, norm, rope_write, sampling
+from octavo_kernels.decode_attention import decode_workspace_size, paged_decode
+from octavo_kernels.extend_attention import paged_extend
+from support.compile_check import compiling
+
+BF16 = torch.bfloat16
+
+
+def cases() -> Iterator[tuple[str, Callable[[], None]]]:
+    for head_dim, group, page_size in ((128, 4, 16), (128, 4, 64), (64, 8, 16), (256, 2, 16)):
+        options = f"d{head_dim} g{group} page{page_size}"
+        yield f"decode {options}", attention("decode", head_dim, group, page_size)
+        yield f"extend {options}", attention("extend", head_dim, group, page_size)
+    yield "extend d128 g5 page16", attention("extend", 128, 5, 16)
+    yield "decode d80 g1 page16", attention("decode", 80, 1, 16)
+    extras = {"window": 128, "softcap": 30.0, "sinks": True}
+    yield "decode d128 g4 page16 window softcap sinks", attention("decode", 128, 4, 16, **extras)
+    yield "extend d128 g4 page16 window softcap sinks", attention("extend", 128, 4, 16, **extras)
+    yield "decode d128 g4 page16 fp32", attention("decode", 128, 4, 16, dtype=torch.float32)
+    yield "extend d128 g4 page16 fp32", attention("extend", 128, 4, 16, dtype=torch.float32)
+    yield "rope d128 qknorm", rope
+    yield "merge d128", merge
+    yield "norm", norms
+    yield "silu", silu
+    yield "copy", copies
+    yield "sample", samples
+
+
+def pool(num_kv_heads: int, page_size: int, head_dim: int, dtype: torch.dtype = BF16) -> torch.Tensor:
+    return torch.empty(4, 2, 2, num_kv_heads, page_size, head_dim, dtype=dtype)
+
+
+def attention(kind, head_dim, group, page_size, *, dtype=BF16, window=0, softcap=0.0, sinks=False):
+    def launch() -> None:
+        num_heads = 2 * group
+        kv = pool(2, page_size, head_dim, dtype)
+        k, v = kv[:, 1, 0], kv[:, 1, 1]
+        q = torch.empty(64, num_heads, head_dim, dtype=dtype)
+        lengths = torch.zeros(64, dtype=torch.int32)
+        table = torch.zeros(64, 1024, dtype=torch.int32)
+        options = {
+            "scale": head_dim**-0.5,
+            "window": window,
+            "softcap": softcap,
+            "sinks": torch.empty(num_heads) if sinks else None,
+            "lse": torch.empty(64, num_heads),
+        }
+        if kind == "decode":
+            size = decode_workspace_size(64, num_heads, head_dim, 1024 * page_size)
+            paged_decode(q, k, v, table, lengths, torch.empty_like(q), torch.empty(size), **options)
+        else:
+            cu_q = torch.zeros(65, dtype=torch.int32)
+            paged_extend(q, k, v, table, cu_q, lengths, torch.empty_like(q), **options)
+
+    return launch
+
+
+def rope() -> None:
+    kv = pool(8, 16, 128)
+    qkv, weight = torch.empty(64, 48 * 128, dtype=BF16), torch.empty(128, dtype=BF16)
+    tokens = torch.zeros(64, dtype=torch.int64)
+    q_out = torch.empty(64, 32, 128, dtype=BF16)
+    k, v = kv[:, 1, 0], kv[:, 1, 1]
+    rope_write.rope_qknorm_write(qkv, tokens, tokens, torch.empty(4096, 128), k, v, q_out, weight, weight)
+
+
+def merge() -> None:
+    out, lse = torch.empty(64, 32, 128, dtype=BF16), torch.empty(64, 32)
+    merge_states.merge_states(out, lse, out, lse, out, lse)
+
+
+def norms() -> None:
+    x, weight = torch.empty(64, 4096, dtype=BF16), torch.empty(4096, dtype=BF16)
+    norm.rmsnorm(x, weight, torch.empty_like(x), 1e-6)
+    norm.add_rmsnorm(x, torch.empty_like(x), weight, torch.empty_like(x), 1e-6)
+
+
+def silu() -> None:
+    activation.silu_mul(torch.empty(64, 2 * 14336, dtype=BF16), torch.empty(64, 14336, dtype=BF16))
+
+
+def copies() -> None:
+    kv = pool(8, 16, 128)
+    ids = torch.zeros(2, dtype=torch.int32)
+    copy_pages.copy_pages(kv, ids, ids)
+    copy_pages.gather_pages(kv, ids, kv[:2])
+    copy_pages.scatter_pages(kv[:2], ids, kv)
+
+
+def samples() -> None:
+    real, whole = torch.empty(64), torch.empty(64, dtype=torch.int64)
+    workspace = torch.empty(sampling.sample_workspace_size(64, 128256))
+    logits, counts = torch.empty(64, 128256), torch.empty(64, dtype=torch.int32)
+    sampling.sample(logits, real, counts, real, real, whole, whole, whole, real, workspace)
+
+
+def main() -> None:
+    for name, launch in cases():
+        with compiling() as kernels:
+            launch()
+        for kernel in kernels:
+            fields = {k: getattr(kernel, k) for k in kernel.__dataclass_fields__}
+            print(json.dumps({"case": name, **fields}), flush=True)  # noqa: T201 - its output is its purpose
+
+
+if __name__ == "__main__":
+    main()

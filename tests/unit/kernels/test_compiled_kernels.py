@@ -1,0 +1,84 @@
+"""What the compiler makes of every kernel for an H100 (sm_90): registers, spills, shared memory and instructions."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from unit.kernels import compile_cases
+
+MAX_SHARED_BYTES = 227 * 1024
+
+# The first test pays for compiling all kernels: half a minute on two idle cores, more on busy ones.
+pytestmark = pytest.mark.timeout(300)
+
+
+@pytest.fixture(scope="module")
+def compiled() -> dict[str, list[dict]]:
+    """All cases, compiled once in a process in which kernels are not interpreted."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    root = Path(compile_cases.__file__).parents[3]
+    paths = [str(root / "tests"), str(root / "kernels"), environment.get("PYTHONPATH", "")]
+    environment["PYTHONPATH"] = os.pathsep.join(paths)
+    command = [sys.executable, compile_cases.__file__]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    kernels: dict[str, list[dict]] = {}
+    for line in done.stdout.splitlines():
+        kernel = json.loads(line)
+        kernels.setdefault(kernel["case"], []).append(kernel)
+    return kernels
+
+
+def test_every_case_compiles(compiled) -> None:
+    assert set(compiled) == {name for name, _ in compile_cases.cases()}
+
+
+def test_no_kernel_spills(compiled) -> None:
+    for kernel in all_kernels(compiled):
+        counts = kernel["instructions"]
+        assert (kernel["spill_bytes"], counts.get("LDL", 0), counts.get("STL", 0)) == (0, 0, 0), kernel
+
+
+def test_every_kernel_fits_into_shared_memory(compiled) -> None:
+    for kernel in all_kernels(compiled):
+        assert kernel["shared_bytes"] <= MAX_SHARED_BYTES, kernel
+
+
+# Registers a thread: 168 let three programs of 128 threads share a multiprocessor, 128 four, 64 eight.
+@pytest.mark.parametrize(
+    ("name", "limit"),
+    [("_decode_chunks", 168), ("_merge_chunks", 64), ("_rope_write_groups", 64), ("_merge_states", 64),
+     ("_rmsnorm_rows", 64), ("_silu_mul_columns", 64), ("_copy_words", 64), ("_thresholds", 96),
+     ("_best_of_chunk", 128), ("_best_of_row", 64)],
+)  # fmt: skip
+def test_registers_stay_within_the_limit(compiled, name: str, limit: int) -> None:
+    registers = {kernel["case"]: kernel["registers"] for kernel in all_kernels(compiled) if kernel["name"] == name}
+    assert registers
+    assert max(registers.values()) <= limit, registers
+
+
+@pytest.mark.parametrize("case", ["extend d128 g4 page16", "extend d128 g4 page64", "extend d128 g5 page16"])
+def test_extend_runs_on_warp_group_tensor_cores(compiled, case: str) -> None:
+    [kernel] = compiled[case]
+    assert kernel["instructions"]["HGMMA"] > 0
+    assert kernel["instructions"].get("HMMA", 0) == 0
+    assert kernel["registers"] <= 232
+
+
+@pytest.mark.parametrize("shape", ["d64 g8", "d128 g4"])
+def test_decode_loads_wide_and_asynchronously(compiled, shape: str) -> None:
+    kernel = compiled[f"decode {shape} page16"][0]
+    counts = kernel["instructions"]
+    assert counts["LDGSTS"] > 0
+    # Narrow loads are block-table entries, four a tile and stage; narrow K or V loads would be 64 or more.
+    assert kernel["narrow_loads"] <= 24
+    assert counts["LDG"] <= 4
+
+
+def all_kernels(compiled) -> list[dict]:
+    return [kernel for kernels in compiled.values() for kernel in kernels]

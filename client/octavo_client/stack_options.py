@@ -34,6 +34,8 @@ class StackOptions:
     """Logs and ready files go here."""
     model: str = DEFAULT_MODEL
     """The default model's name, or a directory; see octavo.model_directory."""
+    model_name: str | None = None
+    """Name that requests use; None: the directory's name."""
     num_engines: int = 2
     threads: int | None = 1
     """CPU threads of each engine; None leaves it to the engine."""
@@ -100,6 +102,8 @@ class StackOptions:
         flags = ["--model", self.model, "--redis-url", redis_url, "--log-form", "json"]
         flags += ["--ready-file", str(self.ready_file(name)), "--exit-with-stdin"]
         flags += ["--drain-grace-s", f"{_DRAIN_SHARE * self.stop_grace_s:g}"]
+        if self.model_name:
+            flags += ["--model-name", self.model_name]
         if self.otlp_endpoint:
             flags += ["--otlp-endpoint", self.otlp_endpoint]
         return flags

@@ -12,6 +12,10 @@ from octavo_engine.sequence import Request, Sequence, State
 class Choices:
     """A request's unfinished sequences.
 
+    Args:
+        request: the request.
+        max_len: most tokens of a sequence.
+
     Attributes:
         request: the request.
         live: sequences that have not ended, in the order of their choices.
@@ -19,13 +23,20 @@ class Choices:
         num_running: how many run now.
     """
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: Request, max_len: int) -> None:
         self.request = request
         self.has_started = False
         self.num_running = 0
         committed = dict(enumerate(request.committed))
+        max_length = min(max_len, len(request.prompt) + request.sampling.max_tokens)
         self.live = [
-            Sequence(request=request, choice=choice, tokens=[*request.prompt, *committed.get(choice, ())])
+            Sequence(
+                request=request,
+                choice=choice,
+                tokens=[*request.prompt, *committed.get(choice, ())],
+                max_length=max_length,
+                ceiling=max_length,
+            )
             for choice in range(request.sampling.n)
             if choice not in request.finished_choices
         ]

@@ -118,6 +118,13 @@ class EngineConfig(BaseSettings):
     def _check_advertise(cls, value: str | None) -> str | None:
         return None if value is None else _address(value)
 
+    @field_validator("redis_url")
+    @classmethod
+    def _check_redis_url(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith(("redis://", "rediss://", "unix://")):
+            raise ValueError("must start with redis://, rediss:// or unix://")
+        return value
+
     @model_validator(mode="after")
     def _check_pool(self) -> Self:
         if self.num_pages is not None and self.kv_memory is not None:

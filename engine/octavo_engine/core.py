@@ -18,6 +18,7 @@ from typing import Final
 import structlog
 from octavo.attributes import Log
 from octavo.logs import configure_logs
+from octavo.model_directory import ModelNotFound
 
 from octavo_engine import messages
 from octavo_engine.budget import StepBudget
@@ -51,19 +52,29 @@ def main(load: Load | None = None) -> int:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if sys.platform == "linux":  # a front that was killed must not leave a core in a long step behind
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if load is None:
-        from octavo_engine import loading  # noqa: PLC0415 - seconds of imports, which tests with their own load do without
-
-        load = loading.load
     pipe = CorePipe(socket.socket(fileno=int(sys.argv[-1])))
     try:
-        return serve(pipe, config, load)
+        if load is not None:
+            return serve(pipe, config, load)
+        # Seconds of imports, which a load of one's own does without.
+        from octavo_engine.backends.cpu_linear import NotExact  # noqa: PLC0415
+        from octavo_engine.loading import load as load_model  # noqa: PLC0415
+        from octavo_engine.models.config import UnsupportedModel  # noqa: PLC0415
+
+        return serve(pipe, config, load_model, (ModelNotFound, UnsupportedModel, NotExact))
     finally:
         pipe.close()
 
 
-def serve(pipe: CorePipe, config: EngineConfig, load: Load) -> int:
-    """Load the model and run its steps; return the exit status."""
+def serve(pipe: CorePipe, config: EngineConfig, load: Load, refusals: tuple[type[Exception], ...] = ()) -> int:
+    """Load the model and run its steps; return the exit status.
+
+    Args:
+        pipe: the way to the front.
+        config: the engine's configuration.
+        load: loads the model.
+        refusals: errors of `load` that say, for people, why this model cannot be served.
+    """
     try:
         started = time.monotonic()
         loaded = load(config, lambda stage, done: pipe.send(messages.Progress(stage, done)))
@@ -71,9 +82,11 @@ def serve(pipe: CorePipe, config: EngineConfig, load: Load) -> int:
         pipe.send(_ready(config, loaded.facts, scheduler, time.monotonic() - started))
     except FrontGone:
         return 0
+    except refusals as error:
+        return _fail(pipe, messages.MODEL_REFUSED, str(error))
     except Exception as error:  # noqa: BLE001 - the outermost frame of loading
         _log.error("model_load_failed", exc_info=error)
-        return _fail(pipe, "model_load_failed", f"the model could not be loaded: {error}")
+        return _fail(pipe, "model_load_failed", "the model could not be loaded; the core's log says why")
     gc.collect()
     gc.freeze()
     gc.disable()  # the loop collects between steps: a collection in mid-step would be somebody's inter-token gap

@@ -16,24 +16,26 @@ class Draft:
 
     Attributes:
         num_tokens: tokens to compute for each sequence: decodes first, then prefills, each in order of importance.
+        prefills: sequences in mid-prefill that can go on.
         copies: pages to copy before the step.
         has_preempted: a sequence lost its pages for the sake of this step.
-        has_stalled: a sequence sits this step out, because pages come free only when the steps in flight are read.
     """
 
     num_tokens: dict[Sequence, int] = field(default_factory=dict)
+    prefills: list[Sequence] = field(default_factory=list)
     copies: list[Copy] = field(default_factory=list)
     has_preempted: bool = False
-    has_stalled: bool = False
 
 
 def row_of(sequence: Sequence, num_tokens: int) -> Row:
     """Return the row that computes the next tokens of a running sequence."""
-    sampling, start, position = sequence.request.sampling, sequence.num_computed, sequence.num_output
     assert sequence.slot is not None
     if len(sequence.frozen_table) != len(sequence.block_table):
         sequence.frozen_table = tuple(sequence.block_table)
-    samples = start + num_tokens == sequence.length
+    start, length = sequence.num_computed, sequence.length
+    samples = start + num_tokens == length
+    position = length - sequence.num_prompt
+    sampling = sequence.request.sampling
     bans = samples and position < sampling.min_tokens
     return Row(
         sequence=sequence,

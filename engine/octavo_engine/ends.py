@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from octavo_engine.messages import EndEvent
+from octavo_engine.messages import EndEvent, LoadReport, StepFrame
 from octavo_engine.sequence import FinishReason
 
 
@@ -30,3 +30,25 @@ def bare_end(key: int, choice: int, reason: FinishReason, error: str, *, last: b
 def bare_ends(key: int, choices: set[int], reason: FinishReason, error: str) -> list[EndEvent]:
     """Return the ends of all open choices of a request."""
     return [bare_end(key, choice, reason, error, last=choice == max(choices)) for choice in sorted(choices)]
+
+
+def frame_of_ends(step_id: int, now_ns: int, ends: list[EndEvent], load: LoadReport) -> StepFrame:
+    """Return a step frame that tells of nothing but ends."""
+    return StepFrame(
+        step_id=step_id,
+        started_ns=now_ns,
+        ended_ns=now_ns,
+        num_tokens=0,
+        keys=[],
+        choices=[],
+        positions=[],
+        token_ids=[],
+        logprobs=[],
+        started=[],
+        chunks=[],
+        preempted=[],
+        ends=ends,
+        pages_stored=[],
+        pages_evicted=[],
+        load=load,
+    )

@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import os
+import gc
 import signal
 import sys
 import time
 from collections.abc import Coroutine
 from contextlib import AsyncExitStack
 from importlib import metadata
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 from octavo.errors import Unavailable
 from octavo.redis_keys import RedisKeys
 from octavo.tracing import tracer, tracer_provider
-from octavo.v1 import engine_pb2, types_pb2
+from octavo.v1 import engine_pb2
 
 from octavo_engine import messages
 from octavo_engine.admin import AdminService
 from octavo_engine.clock import Clock
-from octavo_engine.config import EngineConfig, split_address
+from octavo_engine.config import ConfigError, EngineConfig, split_address
 from octavo_engine.core_process import CoreProcess
+from octavo_engine.identity import engine_info, write_ready_file
 from octavo_engine.link import Link
 from octavo_engine.metrics import Metrics, MetricsServer
 from octavo_engine.page_events import ResidentPages, publish
@@ -92,6 +91,7 @@ class Front:
         self._flushed: asyncio.Queue[int] = asyncio.Queue(maxsize=1)
         self._drain_lock = asyncio.Lock()
         self._is_draining = False
+        self._is_core_ended = False
         self._told_progress = ("", 0)
 
     async def run(self) -> int:
@@ -177,6 +177,7 @@ class Front:
 
     async def _read_core(self, servers: Servers, metrics_server: MetricsServer) -> None:
         async for report in self._core.reports():
+            self._is_core_ended = isinstance(report, messages.Failed)
             if isinstance(report, messages.StepFrame):
                 self._switchboard.take_step(report)
             elif isinstance(report, messages.Ready):
@@ -188,6 +189,9 @@ class Front:
                     self._flushed.put_nowait(report.num_pages)
             else:
                 _log.error("engine_core_failed", reason=report.reason, message=report.message)
+                if report.reason == messages.MODEL_REFUSED:
+                    raise ConfigError([f"model: {report.message}"])
+        self._is_core_ended = True
         if not self._exit.done():
             await self._lose_core()
 
@@ -211,6 +215,8 @@ class Front:
                 on_change=self._metrics.redis_up,
             )
             self._own(self._registry.run(), "registry")
+        gc.collect()
+        gc.freeze()  # what lives now lives on: later collections need not look at it, and stay short
         _log.info("model_loaded", model=ready.model_name, num_pages=ready.num_pages, load_s=round(ready.load_s, 3))
         await self._readiness.release("loading")
         host, _ = split_address(config.metrics_listen)
@@ -219,9 +225,9 @@ class Front:
             "admin_address": servers.admin_address,
             "metrics_address": f"{host}:{metrics_server.port}",
         }
-        _log.info("engine_listening", **addresses)
         if config.ready_file is not None:
             write_ready_file(config.ready_file, addresses)
+        _log.info("engine_listening", **addresses)
 
     def _tell_progress(self, report: messages.Progress) -> None:
         tenth = (report.stage, int(report.done * 10))
@@ -291,6 +297,9 @@ class Front:
     def _task_ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
+            if isinstance(error, ConfigError):
+                self._exit.set_exception(error)
+                return
             _log.error("engine_task_failed", task=task.get_name(), exc_info=error)
             self._switchboard.end_all(FinishReason.ERROR, "engine_failed")
             self._finish(EXIT_FAILED)
@@ -314,41 +323,5 @@ class Front:
             await self._registry.close()
 
     async def _stop_core(self) -> None:
-        is_loading = not self._switchboard.is_open  # it does not listen yet
+        is_loading = not self._switchboard.is_open and not self._is_core_ended  # then it does not listen yet
         await self._core.stop(0.0 if self._hurry.is_set() or is_loading else _CORE_STOP_S)
-
-
-def engine_info(
-    config: EngineConfig, ready: messages.Ready, validator: Validator, *, epoch: int, version: str
-) -> engine_pb2.EngineInfo:
-    """Return what the engine tells about itself."""
-    model = types_pb2.ModelInfo(
-        name=ready.model_name,
-        revision=ready.model_revision,
-        tokenizer_revision=ready.tokenizer_revision,
-        max_model_len=ready.max_model_len,
-        vocab_size=ready.vocab_size,
-        page_size=ready.page_size,
-        eos_token_ids=ready.eos_token_ids,
-    )
-    return engine_pb2.EngineInfo(
-        engine_id=config.engine_id,
-        epoch=epoch,
-        model=model,
-        num_pages=ready.num_pages,
-        backend=ready.backend,
-        device=ready.device,
-        dtype=ready.dtype,
-        numerics=ready.numerics,
-        max_step_tokens=ready.max_step_tokens,
-        max_sequences=ready.max_sequences,
-        version=version,
-        page_hash_root=validator.page_hash_root,
-    )
-
-
-def write_ready_file(path: Path, addresses: dict[str, str]) -> None:
-    """Write the bound addresses where a supervisor waits for them; whoever sees the file sees all of it."""
-    part = path.with_name(f"{path.name}.part")
-    part.write_text(json.dumps(addresses | {"pid": os.getpid()}), encoding="utf-8")
-    part.replace(path)

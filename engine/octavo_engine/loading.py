@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 import torch
-from octavo.model_directory import DEFAULT_MODEL, resolve_model
+from octavo.model_directory import DEFAULT_MODEL, resolve_model, served_name
 from octavo.revision import model_revision, tokenizer_revision
 
 from octavo_engine.backends.cpu_linear import LinearPacker, NotExact, bfloat16_is_fast
@@ -42,7 +42,7 @@ def load(config: EngineConfig, progress: Progress) -> Loaded:
         model,
         SafetensorsFiles(directory).fetch,
         config,
-        name=config.model_name or directory.name,
+        name=config.model_name or served_name(config.model or DEFAULT_MODEL),
         revision=model_revision(directory),
         tokenizer=tokenizer_revision(directory),
         progress=progress,
@@ -88,6 +88,8 @@ def build_runner(
         ops = _ops(backend, model, pool, config, max_len, exact=exact)
         decoder = Decoder(model, fetch, ops, loaded)
     runner = ModelRunner(decoder, ops, page_size=config.page_size, device=pool.device)
+    progress("warm up", 0.0)
+    runner.warm_up()
     facts = ModelFacts(
         name=name,
         revision=revision,

@@ -7,6 +7,8 @@ of tokens is one copy, not thousands of integers.
 
 from __future__ import annotations
 
+from typing import Final
+
 import msgspec
 
 
@@ -174,6 +176,10 @@ class Flushed(msgspec.Struct, frozen=True, tag="flushed", array_like=True):
     """Answers a Flush."""
 
     num_pages: int
+
+
+MODEL_REFUSED: Final = "model_refused"
+"""Reason of a Failed whose cause is the configuration: its message is for people, and a restart would not help."""
 
 
 class Failed(msgspec.Struct, frozen=True, tag="failed", array_like=True):

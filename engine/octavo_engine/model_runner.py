@@ -9,7 +9,7 @@ import torch
 from octavo_engine.backends.ops import Ops
 from octavo_engine.batch import Batch, build_batch
 from octavo_engine.models.decoder import Decoder
-from octavo_engine.sequence import Sampled, StepPlan
+from octavo_engine.sequence import Request, Row, Sampled, Sampling, Sequence, StepPlan
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +45,33 @@ class ModelRunner:
         ids, logprobs = self._ops.sample(logits, batch)
         return _Done(Sampled(token_ids=ids.tolist(), logprobs=logprobs.tolist()))
 
+    def warm_up(self) -> None:
+        """Compile every kernel by a chunk and a decode, greedy and drawn, so that no request waits for it.
+
+        Writes to page 0, which nobody holds yet.
+        """
+        samplings = (Sampling(temperature=0.0), Sampling(temperature=1.0, top_k=2, top_p=0.9, min_p=0.1))
+        for start, num_tokens in ((0, 2), (2, 1)):
+            rows = tuple(_warm_up_row(sampling, start, num_tokens) for sampling in samplings)
+            self.launch(StepPlan(step_id=0, rows=rows, copies=((0, 1),))).result()
+
     def close(self) -> None:
         """Give threads back."""
         self._ops.close()
+
+
+def _warm_up_row(sampling: Sampling, start: int, num_tokens: int) -> Row:
+    request = Request(key=0, prompt=[0] * (start + num_tokens), sampling=sampling)
+    return Row(
+        sequence=Sequence(request=request, tokens=list(request.prompt)),
+        start=start,
+        num_tokens=num_tokens,
+        samples=True,
+        output_position=0,
+        block_table=(0,),
+        slot=0,
+        generation=0,
+    )
 
 
 def _ban(logits: torch.Tensor, batch: Batch) -> None:

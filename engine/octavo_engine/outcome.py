@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from octavo_engine.messages import ChunkEvent, EndEvent, PreemptedEvent, StartedEvent
+from octavo_engine.sequence import FinishReason, Sequence
 
 
 @dataclass(slots=True, kw_only=True)
@@ -52,3 +53,26 @@ class StepOutcome:
             or self.pages_stored
             or self.pages_evicted
         )
+
+
+def end_event(
+    sequence: Sequence, reason: FinishReason, *, is_last: bool, stop_token_id: int | None, error: str
+) -> EndEvent:
+    """Return the event that tells a sequence's end, with its counts and times."""
+    return EndEvent(
+        key=sequence.request.key,
+        choice=sequence.choice,
+        reason=reason,
+        last=is_last,
+        stop_token_id=stop_token_id,
+        output_tokens=len(sequence.tokens) - sequence.num_prompt,
+        cached_tokens=sequence.num_cached,
+        first_planned_ns=sequence.first_planned_ns,
+        first_token_ns=sequence.first_token_ns,
+        last_token_ns=sequence.last_token_ns,
+        num_prefill_steps=sequence.num_prefill_steps,
+        num_preemptions=sequence.num_preemptions,
+        num_recomputed_tokens=sequence.num_recomputed,
+        peak_pages=sequence.peak_pages,
+        error=error,
+    )

@@ -11,7 +11,6 @@ Each move is told in the outcome, and leaves pages, slots, queue and counts in o
 
 from __future__ import annotations
 
-import heapq
 import math
 from dataclasses import dataclass
 
@@ -19,9 +18,10 @@ from octavo.errors import InvalidRequest
 
 from octavo_engine.budget import StepBudget
 from octavo_engine.choices import Choices
-from octavo_engine.messages import EndEvent, LoadReport, PreemptedEvent, StartedEvent
-from octavo_engine.outcome import StepOutcome
-from octavo_engine.pages import Copy, PagePool
+from octavo_engine.deadlines import Deadlines
+from octavo_engine.messages import LoadReport, PreemptedEvent, StartedEvent
+from octavo_engine.outcome import StepOutcome, end_event
+from octavo_engine.pages import PagePool
 from octavo_engine.prefix import Claim, claim_by_fork, claim_by_match, publish_pages, reusable_hashes
 from octavo_engine.prefix_work import PrefixWork
 from octavo_engine.running import RunningSet
@@ -50,13 +50,6 @@ class SchedulerConfig:
     prefix_caching: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class Admission:
-    """A sequence was admitted; `copy` names the page to copy before its first step."""
-
-    copy: Copy | None
-
-
 class Roster:
     """Every request that has not ended, and where its sequences are.
 
@@ -80,7 +73,7 @@ class Roster:
         self._prefix_work = PrefixWork()
         self._requests: dict[int, Choices] = {}
         self._num_idle_requests = 0
-        self._deadlines: list[tuple[int, int]] = []
+        self._deadlines = Deadlines()
         self._last_victim: Sequence | None = None
 
     @property
@@ -91,9 +84,7 @@ class Roster:
     @property
     def next_deadline_ns(self) -> int | None:
         """The earliest deadline of a request that has not ended."""
-        while self._deadlines and self._deadlines[0][1] not in self._requests:
-            heapq.heappop(self._deadlines)
-        return self._deadlines[0][0] if self._deadlines else None
+        return self._deadlines.next_ns(self._requests)
 
     def enrol(self, request: Request) -> None:
         """Take a request.
@@ -103,11 +94,11 @@ class Roster:
         """
         assert request.key not in self._requests, f"key {request.key} is used twice"
         self._refuse_impossible(request)
-        choices = Choices(request)
+        choices = Choices(request, self.max_len)
         self._requests[request.key] = choices
         self._num_idle_requests += 1
         if request.deadline_ns is not None:
-            self._add_deadline(request.deadline_ns, request.key)
+            self._deadlines.add(request.deadline_ns, request.key, self._requests, len(self._requests))
         for sequence in list(choices.live):
             if self.is_full(sequence):
                 self.end(sequence, FinishReason.LENGTH)
@@ -135,8 +126,8 @@ class Roster:
         self._prefix_work.wait(sequence, missing[num_shared - 1], num_own_tokens)
         return True
 
-    def admit(self, sequence: Sequence, now_ns: int) -> Admission | None:
-        """Let a waiting sequence run; None, and no change, if no slot is free or its tokens do not fit."""
+    def admit(self, sequence: Sequence, now_ns: int) -> Claim | None:
+        """Let a waiting sequence run with the claim returned; None if no slot is free or its tokens do not fit."""
         claim = self._claim(sequence) if self.running.has_free_slot else None
         if claim is None:
             return None
@@ -157,11 +148,11 @@ class Roster:
         if not choices.has_started:
             choices.has_started = True
             self.outcome.started.append(StartedEvent(sequence.request.key, sequence.num_cached, now_ns))
-        return Admission(claim.copy)
+        return claim
 
     def publish(self, sequence: Sequence, num_computed: int) -> None:
         """Make a running sequence's full pages below `num_computed` reusable: their content has been read."""
-        if self.config.prefix_caching:
+        if self.config.prefix_caching and num_computed >= (sequence.num_published + 1) * self.pool.page_size:
             for page_hash in publish_pages(self.pool, sequence, num_computed):
                 self._queue_again(self._prefix_work.finish(page_hash))
 
@@ -194,25 +185,8 @@ class Roster:
         if not choices.live:
             del self._requests[sequence.request.key]
             self._num_idle_requests -= 1
-        self.outcome.ends.append(
-            EndEvent(
-                key=sequence.request.key,
-                choice=sequence.choice,
-                reason=reason,
-                last=not choices.live,
-                stop_token_id=stop_token_id,
-                output_tokens=len(sequence.tokens) - sequence.num_prompt,
-                cached_tokens=sequence.num_cached,
-                first_planned_ns=sequence.first_planned_ns,
-                first_token_ns=sequence.first_token_ns,
-                last_token_ns=sequence.last_token_ns,
-                num_prefill_steps=sequence.num_prefill_steps,
-                num_preemptions=sequence.num_preemptions,
-                num_recomputed_tokens=sequence.num_recomputed,
-                peak_pages=sequence.peak_pages,
-                error=error,
-            )
-        )
+        end = end_event(sequence, reason, is_last=not choices.live, stop_token_id=stop_token_id, error=error)
+        self.outcome.ends.append(end)
         self.queue_ready(choices)
 
     def end_request(self, key: int, reason: FinishReason, *, error: str = "") -> None:
@@ -229,8 +203,7 @@ class Roster:
 
     def expire(self, now_ns: int) -> None:
         """End every request whose deadline has come."""
-        while self._deadlines and self._deadlines[0][0] <= now_ns:
-            _, key = heapq.heappop(self._deadlines)
+        for key in self._deadlines.pop_due(now_ns):
             self.end_request(key, FinishReason.DEADLINE)
 
     def set_credit(self, key: int, max_output_tokens: int) -> None:
@@ -239,6 +212,7 @@ class Roster:
         if choices is not None:
             for sequence in choices.live:
                 sequence.credit = max_output_tokens
+                sequence.ceiling = min(sequence.max_length, sequence.num_prompt + max_output_tokens)
                 if sequence.is_paused:  # others must not wait for what it was computing
                     self._queue_again(self._prefix_work.withdraw(sequence))
             self.queue_ready(choices)
@@ -266,12 +240,12 @@ class Roster:
         return self.running.due_ns(sequence) + round(sequence.num_prefill_left * self._ns_per_prefill_token)
 
     def can_run(self, sequence: Sequence) -> bool:
-        """Tell whether a running sequence has something to compute."""
-        return not sequence.is_paused and not self.is_full(sequence)
+        """Tell whether a running sequence has something to compute: neither paused nor full."""
+        return sequence.length < sequence.ceiling
 
     def is_full(self, sequence: Sequence) -> bool:
         """Tell whether no further output can follow, once the steps in flight are read."""
-        return sequence.num_output >= sequence.request.sampling.max_tokens or sequence.length >= self.max_len
+        return sequence.length >= sequence.max_length
 
     def load(self) -> LoadReport:
         """Return figures for routers."""
@@ -363,9 +337,3 @@ class Roster:
                 "shorten the prompt or give the engine more pages.",
                 field="prompt_token_ids",
             )
-
-    def _add_deadline(self, deadline_ns: int, key: int) -> None:
-        heapq.heappush(self._deadlines, (deadline_ns, key))
-        if len(self._deadlines) > 2 * len(self._requests) + 64:  # most of them ended before their deadlines
-            self._deadlines = [entry for entry in self._deadlines if entry[1] in self._requests]
-            heapq.heapify(self._deadlines)

@@ -84,7 +84,6 @@ class RunningSet:
         sequence.slot = None
         sequence.block_table = []
         sequence.frozen_table = ()
-        sequence.num_published = 0
         if self.is_in_flight(sequence):
             self._retired.append(retired)
         else:

@@ -152,22 +152,24 @@ class Scheduler:
 
     def _plan_decodes(self, draft: Draft, now_ns: int) -> None:
         """Plan one token for each decoding sequence, the oldest first. The oldest that can run is never preempted."""
-        runnable = [sequence for sequence in self._roster.running if self._roster.can_run(sequence)]
+        runnable = [sequence for sequence in self._roster.running if sequence.length < sequence.ceiling]
+        page_size = self.pool.page_size
         for sequence in runnable:
-            if sequence.num_prefill_left == 0 and self._has_page(sequence, draft, runnable[0], now_ns):
+            if sequence.num_computed < sequence.prefill_end:
+                draft.prefills.append(sequence)
+            elif sequence.num_computed < len(sequence.block_table) * page_size or self._grows(
+                sequence, draft, runnable[0], now_ns
+            ):
                 draft.num_tokens[sequence] = 1
 
-    def _has_page(self, sequence: Sequence, draft: Draft, protected: Sequence, now_ns: int) -> bool:
-        """Give a decoding sequence the page of its next token, from a victim if need be; False if it must wait."""
+    def _grows(self, sequence: Sequence, draft: Draft, protected: Sequence, now_ns: int) -> bool:
+        """Give a decoding sequence a page for its next token, from a victim if need be; False if it must wait."""
         if sequence.state is not State.RUNNING:  # it was the victim of one before
             return False
-        if sequence.num_computed < len(sequence.block_table) * self.pool.page_size:
-            return True
         running = self._roster.running
         while self.pool.num_available == 0:
             if running.has_retired or any(map(self._roster.is_full, running)):
-                draft.has_stalled = True  # pages come when the steps in flight are read: nobody must give way
-                return False
+                return False  # pages come when the steps in flight are read: nobody must give way
             victim = self._roster.victim(protected, now_ns)
             self._preempt(victim, draft, now_ns)
             if victim is sequence:
@@ -182,19 +184,19 @@ class Scheduler:
         """
         roster = self._roster
         room = self.budget.prefill_room(len(draft.num_tokens))
-        prefills = [sequence for sequence in roster.running if sequence.num_prefill_left and roster.can_run(sequence)]
+        prefills = [sequence for sequence in draft.prefills if sequence.state is State.RUNNING]
         prefills.sort(key=roster.due_ns, reverse=True)
-        admits = not draft.has_preempted and not draft.has_stalled
+        admits = not draft.has_preempted
         while room > 0:
             head = roster.waiting.head() if admits else None
             if head is not None and not (prefills and roster.due_ns(prefills[-1]) <= roster.waiting.due_ns(head)):
                 if roster.defer(head):
                     continue
-                admission = roster.admit(head, now_ns)
-                if admission is None:
+                claim = roster.admit(head, now_ns)
+                if claim is None:
                     admits = not prefills and self._makes_way(draft, now_ns)
                     continue
-                draft.copies += [admission.copy] if admission.copy else []
+                draft.copies += [claim.copy] if claim.copy else []
                 sequence = head
             elif prefills:
                 sequence = prefills.pop()
@@ -225,9 +227,10 @@ class Scheduler:
         for sequence, num_tokens in draft.num_tokens.items():
             row = row_of(sequence, num_tokens)
             rows.append(row)
-            if sequence.num_prefill_left:
+            if row.start < sequence.prefill_end:
                 chunks.append((sequence, ChunkEvent(sequence.request.key, sequence.choice, row.start, num_tokens)))
-            self._count_as_done(row)
+                sequence.num_prefill_steps += 1
+            self._count_as_done(sequence, row)
         plan = StepPlan(step_id=self._step_id, rows=tuple(rows), copies=tuple(draft.copies))
         num_prefill_tokens = sum(event.num_tokens for _, event in chunks)
         self._in_flight.append(_InFlight(plan, now_ns, chunks, num_prefill_tokens))
@@ -235,12 +238,12 @@ class Scheduler:
             self._roster.queue_ready(self._roster.choices_of(sequence))
         return plan
 
-    def _count_as_done(self, row: Row) -> None:
-        sequence, end = row.sequence, row.start + row.num_tokens
-        sequence.num_prefill_steps += sequence.num_prefill_left > 0
-        sequence.num_recomputed += max(0, min(end, sequence.max_computed) - row.start)
-        sequence.num_computed = end
+    def _count_as_done(self, sequence: Sequence, row: Row) -> None:
+        end = row.start + row.num_tokens
+        if row.start < sequence.max_computed:
+            sequence.num_recomputed += min(end, sequence.max_computed) - row.start
         sequence.max_computed = max(sequence.max_computed, end)
+        sequence.num_computed = end
         sequence.num_pending += row.samples
         sequence.last_step = self._step_id
         sequence.peak_pages = max(sequence.peak_pages, len(row.block_table))
@@ -264,7 +267,8 @@ class Scheduler:
         sequence = row.sequence
         if sequence.state is State.FINISHED:  # it had ended before this step, unknown to its plan
             return
-        if sequence.state is State.RUNNING and sequence.generation == row.generation:
+        if sequence.state is State.RUNNING:
+            assert sequence.generation == row.generation, "a sequence was admitted again with a step in flight"
             self._roster.publish(sequence, row.start + row.num_tokens)
         if token is not None:
             self._append(sequence, *token, now_ns)
@@ -287,5 +291,5 @@ class Scheduler:
         outcome.logprobs.append(logprob)
         if token_id in sampling.stop_token_ids and position >= sampling.min_tokens:
             self._roster.end(sequence, FinishReason.STOP, stop_token_id=token_id)
-        elif position + 1 >= sampling.max_tokens or len(sequence.tokens) >= self.max_len:
+        elif len(sequence.tokens) >= sequence.max_length:
             self._roster.end(sequence, FinishReason.LENGTH)

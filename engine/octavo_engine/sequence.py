@@ -11,6 +11,7 @@ Ownership: the scheduler alone creates and changes a `Sequence`; everything else
 from __future__ import annotations
 
 import enum
+import sys
 from dataclasses import dataclass, field
 
 
@@ -107,6 +108,8 @@ class Sequence:
         max_computed: most tokens ever computed; computing below it again is recomputation.
         last_step: id of the last step planned for it; 0 before the first.
         frozen_table: the block table as it stands in its latest row.
+        max_length: tokens at which it ends with LENGTH.
+        ceiling: tokens at which it pauses or ends: `max_length`, or less by its credit.
     """
 
     request: Request
@@ -133,6 +136,8 @@ class Sequence:
     max_computed: int = 0
     last_step: int = 0
     frozen_table: tuple[int, ...] = ()
+    max_length: int = sys.maxsize
+    ceiling: int = sys.maxsize
 
     @property
     def num_prompt(self) -> int:

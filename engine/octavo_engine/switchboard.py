@@ -1,9 +1,7 @@
 """Carries requests from readers to the core, and each step's results from the core back to the readers.
 
 A reader is one end of a stream: a router's Link, or a direct Generate call. It has a number; the key of a request is that
-number above 32 bits of the reader's own stream id, so a step is split among readers without looking a token up:
-
-    key | reader number (31 bits) | stream id (32 bits) |
+number and the reader's own stream id, see `step_split`.
 """
 
 from __future__ import annotations
@@ -13,21 +11,20 @@ import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Final, Protocol
+from typing import Protocol
 
 from octavo.errors import InvalidRequest, Overloaded, Unavailable
 from octavo.v1 import engine_pb2
 
 from octavo_engine import messages
 from octavo_engine.clock import Clock
-from octavo_engine.ends import bare_ends
+from octavo_engine.ends import bare_ends, frame_of_ends
 from octavo_engine.live_request import LiveRequest
 from octavo_engine.load import LoadBoard
 from octavo_engine.sequence import FinishReason
+from octavo_engine.step_split import STREAM_MASK, StepSplit, key_of, reader_of
 from octavo_engine.validation import Validator
 
-_STREAM_BITS: Final = 32
-_STREAM_MASK: Final = (1 << _STREAM_BITS) - 1
 _LEAST_RETRY_S, _MOST_RETRY_S = 0.1, 30.0
 
 
@@ -123,7 +120,7 @@ class Switchboard:
             yield
         finally:
             del self._readers[reader.number]
-            for key in [key for key in self._live if key >> _STREAM_BITS == reader.number]:
+            for key in [key for key in self._live if reader_of(key) == reader.number]:
                 self._send(messages.Cancel(key))
 
     # --- towards the core ---
@@ -138,7 +135,7 @@ class Switchboard:
         """
         if self._validator is None:
             raise self._closed
-        key = reader.number << _STREAM_BITS | submit.stream_id
+        key = key_of(reader.number, submit.stream_id)
         if key in self._live:
             raise InvalidRequest("stream_id_in_use", f"stream_id {submit.stream_id} is in use", field="stream_id")
         num_prompt = len(submit.prompt_token_ids)
@@ -162,13 +159,13 @@ class Switchboard:
 
     def cancel(self, reader: Reader, stream_id: int) -> None:
         """Give a request up; its end comes from the core. Unknown ids are ignored."""
-        key = reader.number << _STREAM_BITS | stream_id
+        key = key_of(reader.number, stream_id)
         if key in self._live:
             self._send(messages.Cancel(key))
 
     def credit(self, reader: Reader, stream_id: int, max_output_tokens: int) -> None:
         """Let a request run on. Unknown ids, and credits below the last one, are ignored."""
-        key = reader.number << _STREAM_BITS | stream_id
+        key = key_of(reader.number, stream_id)
         request = self._live.get(key)
         if request is not None and (request.credit is None or max_output_tokens > request.credit):
             request.credit = max_output_tokens
@@ -212,51 +209,36 @@ class Switchboard:
         """Split a step's results among the readers."""
         self.last_frame_ns = time.monotonic_ns()
         self.load.update(frame.step_id, frame.load)
-        responses: dict[int, engine_pb2.LinkResponse] = {}
-        for number, indices in _by_reader(frame.keys):
-            if number in self._readers:
-                _add_tokens(self._response(responses, number, frame).step, frame, indices)
+        split = StepSplit(frame, self._readers, self._clock)
+        split.add_tokens()
         for started in frame.started:
-            self._start(started, frame, responses)
+            self._start(started, split)
         self._note_progress(frame)
         for end in frame.ends:
-            self._end(end, frame, responses)
-        for number, response in responses.items():
+            self._end(end, split)
+        for number, response in split.responses.items():
             self._readers[number].deliver(response)
         for tell in self._on_step:
             tell(frame)
 
     def end_all(self, reason: FinishReason, error: str = "") -> None:
         """End every request here and now: the core is gone or does not answer."""
-        now = time.monotonic_ns()
         ends = [
             end for key, request in self._live.items() for end in bare_ends(key, request.open_choices, reason, error)
         ]
-        self.take_step(_frame_of_ends(self.load.step_id + 1, now, ends, self.load.report))
+        now = time.monotonic_ns()
+        self.take_step(frame_of_ends(self.load.step_id + 1, now, ends, self.load.report))
 
-    def _response(
-        self, responses: dict[int, engine_pb2.LinkResponse], number: int, frame: messages.StepFrame
-    ) -> engine_pb2.LinkResponse:
-        response = responses.get(number)
-        if response is None:
-            response = responses[number] = engine_pb2.LinkResponse()
-            response.step.step_id = frame.step_id
-            response.step.started_ns = self._clock.unix_ns(frame.started_ns)
-            response.step.ended_ns = self._clock.unix_ns(frame.ended_ns)
-        return response
-
-    def _start(
-        self, event: messages.StartedEvent, frame: messages.StepFrame, responses: dict[int, engine_pb2.LinkResponse]
-    ) -> None:
+    def _start(self, event: messages.StartedEvent, split: StepSplit) -> None:
         request = self._live.get(event.key)
         if request is None:
             return
         request.started = event
         self._waiting_tokens -= self._waiting.pop(event.key, 0)
-        number = event.key >> _STREAM_BITS
-        if number in self._readers:
-            self._response(responses, number, frame).step.started.add(
-                stream_id=event.key & _STREAM_MASK,
+        batch = split.batch_for(event.key)
+        if batch is not None:
+            batch.started.add(
+                stream_id=event.key & STREAM_MASK,
                 cached_tokens=event.cached_tokens,
                 queue_ns=max(0, event.at_ns - request.command.arrival_ns),
             )
@@ -269,18 +251,16 @@ class Switchboard:
             if (request := self._live.get(preempted.key)) is not None:
                 request.note_preemption(preempted.at_ns)
 
-    def _end(
-        self, event: messages.EndEvent, frame: messages.StepFrame, responses: dict[int, engine_pb2.LinkResponse]
-    ) -> None:
+    def _end(self, event: messages.EndEvent, split: StepSplit) -> None:
         request = self._live.get(event.key)
         if request is None:
             return
         request.ends.append(event)
         request.open_choices.discard(event.choice)
-        number = event.key >> _STREAM_BITS
-        if number in self._readers:
-            end = self._response(responses, number, frame).step.ends.add(
-                stream_id=event.key & _STREAM_MASK,
+        batch = split.batch_for(event.key)
+        if batch is not None:
+            end = batch.ends.add(
+                stream_id=event.key & STREAM_MASK,
                 choice=event.choice,
                 reason=event.reason,
                 stop_token_id=event.stop_token_id,
@@ -289,7 +269,7 @@ class Switchboard:
             request.fill_usage(end.usage)
             request.fill_timing(end.timing)
         if event.last or not request.open_choices:
-            self._finish(request, frame.ended_ns)
+            self._finish(request, split.frame.ended_ns)
 
     def _finish(self, request: LiveRequest, ended_ns: int) -> None:
         key = request.command.key
@@ -299,58 +279,3 @@ class Switchboard:
             tell(request, ended_ns)
         if not self._live:
             self.idle.set()
-
-
-def _by_reader(keys: list[int]) -> Iterator[tuple[int, list[int] | None]]:
-    """Yield each reader's number with the indices of its tokens; None stands for all of them."""
-    if not keys:
-        return
-    first = min(keys) >> _STREAM_BITS
-    if first == max(keys) >> _STREAM_BITS:
-        yield first, None
-        return
-    groups: dict[int, list[int]] = {}
-    for index, key in enumerate(keys):
-        groups.setdefault(key >> _STREAM_BITS, []).append(index)
-    yield from groups.items()
-
-
-def _add_tokens(batch: engine_pb2.StepBatch, frame: messages.StepFrame, indices: list[int] | None) -> None:
-    if indices is None:
-        keys, choices, positions = frame.keys, frame.choices, frame.positions
-        token_ids, logprobs = frame.token_ids, frame.logprobs
-    else:
-        keys = [frame.keys[index] for index in indices]
-        choices = [frame.choices[index] for index in indices]
-        positions = [frame.positions[index] for index in indices]
-        token_ids = [frame.token_ids[index] for index in indices]
-        logprobs = [frame.logprobs[index] for index in indices]
-    batch.stream_ids.extend([key & _STREAM_MASK for key in keys])
-    if any(choices):
-        batch.choices.extend(choices)
-    batch.positions.extend(positions)
-    batch.token_ids.extend(token_ids)
-    batch.logprobs.extend(logprobs)
-
-
-def _frame_of_ends(
-    step_id: int, now_ns: int, ends: list[messages.EndEvent], load: messages.LoadReport
-) -> messages.StepFrame:
-    return messages.StepFrame(
-        step_id=step_id,
-        started_ns=now_ns,
-        ended_ns=now_ns,
-        num_tokens=0,
-        keys=[],
-        choices=[],
-        positions=[],
-        token_ids=[],
-        logprobs=[],
-        started=[],
-        chunks=[],
-        preempted=[],
-        ends=ends,
-        pages_stored=[],
-        pages_evicted=[],
-        load=load,
-    )

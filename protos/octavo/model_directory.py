@@ -75,6 +75,14 @@ def resolve_model(name: str = DEFAULT_MODEL) -> Path:
     )
 
 
+def served_name(name: str) -> str:
+    """Return the name by which requests call a model: the last part of its directory or hub id.
+
+    Not that of the directory that a hub id resolves to, which is a commit's hash.
+    """
+    return Path(name or DEFAULT_MODEL).expanduser().absolute().name
+
+
 def _download(hub_id: str) -> Path:
     """Return the local snapshot of a hub repository; one that is already complete is not asked for again."""
     try:

@@ -92,14 +92,19 @@ class RedisBus:
         while True:
             try:
                 await work()
-                backoff_s = _FIRST_BACKOFF_S
             except (RedisError, OSError, TimeoutError) as error:
                 if self.is_up:
                     self.is_up = False
                     _log.warning("redis_down", task=name, error=type(error).__name__)
                 self._positions.clear()  # entries may have been missed: start over from a scan
-                await asyncio.sleep(backoff_s)
-                backoff_s = min(backoff_s * 2, _MAX_BACKOFF_S)
+            except Exception:  # noqa: BLE001  the outermost frame of this loop: serving goes on without Redis
+                _log.exception("redis_task_failed", task=name)
+                self._positions.clear()
+            else:
+                backoff_s = _FIRST_BACKOFF_S
+                continue
+            await asyncio.sleep(backoff_s)
+            backoff_s = min(backoff_s * 2, _MAX_BACKOFF_S)
 
     def _answered(self) -> None:
         if not self.is_up:

@@ -32,7 +32,11 @@ class Message:
 
 
 class ChatTemplate:
-    """A compiled template. Rendering is pure: the same messages give the same text (but for `strftime_now`)."""
+    """A compiled template. Rendering is pure: the same messages give the same text (but for `strftime_now`).
+
+    Output and time are checked whenever the template gives out text. Templates come with the model, so they are the
+    operator's choice; requests bring none.
+    """
 
     def __init__(
         self,

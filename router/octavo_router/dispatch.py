@@ -26,6 +26,7 @@ from octavo_router.attempt import Attempt, AttemptOver, Fate
 from octavo_router.detokenizer import Detokenizer
 from octavo_router.fleet import Engine
 from octavo_router.journal import Ending, Journal, Limits
+from octavo_router.load import Placement
 from octavo_router.output import ChoiceEnded, ChoiceOutput, Chunk
 from octavo_router.policy import Cost
 from octavo_router.routing import Prompt, Route, Routing
@@ -92,6 +93,7 @@ class Dispatch:
         self._wake = asyncio.Event()
         self._engine: Engine | None = None
         self._attempt: Attempt | None = None
+        self._placement: Placement | None = None
         self._stream_id = 0
         self._revision: str | None = None
         self._credit = limits.max_ahead_tokens
@@ -114,6 +116,7 @@ class Dispatch:
                 for output in self._outputs:
                     chunk, ended = output.take()
                     if chunk is not None:
+                        self._note_prefilled()
                         yield chunk
                     if ended is not None:
                         yield ended
@@ -126,6 +129,10 @@ class Dispatch:
             timer.cancel()
             self._give_up()
 
+    def _note_prefilled(self) -> None:
+        if self._engine is not None and self._placement is not None:
+            self._engine.load.prefilled(self._placement)
+
     def _expire(self) -> None:
         self.journal.end_all(Ending.DEADLINE)
         self._wake.set()
@@ -133,6 +140,8 @@ class Dispatch:
     def _give_up(self) -> None:
         if self._engine is not None and self._attempt is not None:
             self._engine.link.cancel(self._stream_id, self._attempt)
+        if self._engine is not None and self._placement is not None:
+            self._engine.load.ended(self._placement)
 
     def _submit(self, excluded: Collection[tuple[str, int]] = ()) -> Placed:
         """Send the request to the best engine that can be reached.
@@ -174,7 +183,8 @@ class Dispatch:
         self._revision = engine.info.model.revision
         if self._work.limits.max_tokens > self._credit:
             engine.link.credit(self._stream_id, attempt, self._credit)
-        self._routing.placed(engine, self._work.prompt, cost)
+        num_sequences = sum(choice.ending is None for choice in self.journal.choices)
+        self._placement = self._routing.place(engine, self._work.prompt, cost, num_sequences=num_sequences)
 
     def _message(self, number: int) -> engine_pb2.Submit:
         message = engine_pb2.Submit(

@@ -11,8 +11,9 @@ import structlog
 from octavo.v1 import engine_pb2, types_pb2
 
 from octavo_router.directory import Directory, Outcome, PageChange
-from octavo_router.link import EngineLink, LinkState, LinkTimes
-from octavo_router.load import EngineLoad, LoadReport
+from octavo_router.link import EngineLink
+from octavo_router.load import EngineLoad, LoadReport, Placement
+from octavo_router.session import LinkState, LinkTimes
 
 _log = structlog.get_logger("octavo.router.fleet")
 
@@ -149,11 +150,13 @@ class Fleet:
         if engine is not None:
             self.place(engine, uncached_tokens, hashes)
 
-    def place(self, engine: Engine, uncached_tokens: int, hashes: Iterable[int]) -> None:
+    def place(
+        self, engine: Engine, uncached_tokens: int, hashes: Iterable[int], *, num_sequences: int = 1
+    ) -> Placement:
         """Count a request that was just sent to an engine."""
         now = time.monotonic()
-        engine.load.place(uncached_tokens, now)
         self.directory.predict(engine.engine_id, hashes, now)
+        return engine.load.place(uncached_tokens, now, num_sequences=num_sequences)
 
     # What the links tell.
 
@@ -169,6 +172,9 @@ class Fleet:
                 _log.warning("engine_refused", engine_id=info.engine_id, address=link.address, reason=refusal)
             return False
         self._refusals.pop(link.address, None)
+        known = self._engines.get(info.engine_id)
+        if known is not None:
+            known.link.hang_up()  # an older process of this engine, which hangs or has not noticed its end
         engine = Engine(link, info)
         engine.load.update(load_report(load), time.monotonic())
         self._engines[info.engine_id] = engine
@@ -244,7 +250,7 @@ class Fleet:
         if static is None and expected and info.engine_id not in expected:
             return f"expected {sorted(expected)}"
         known = self._engines.get(info.engine_id)
-        if known is not None and known.link is not link:
+        if known is not None and known.link is not link and known.epoch >= info.epoch:
             return f"already known at {known.link.address}"
         return self._model_refusal(info.model)
 

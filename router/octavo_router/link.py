@@ -1,4 +1,4 @@
-"""The one stream between this router and one engine: requests up, steps, page events, load and heartbeats down.
+"""One engine at one address, as this router reaches it: a session at a time, and a new one when it breaks.
 
 The link's state is the engine's liveness: silence makes it suspect (nothing new is sent there), longer silence or a
 broken stream loses its attempts, which then move to other engines. The link itself comes back by itself.
@@ -8,58 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
-from collections.abc import Coroutine
-from dataclasses import dataclass
-from enum import Enum
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
-import grpc
 import structlog
 from octavo.errors import Unavailable
-from octavo.v1 import engine_pb2, engine_pb2_grpc
+from octavo.v1 import engine_pb2
 
 from octavo_router.attempt import Attempt
+from octavo_router.session import LinkSession, LinkState, LinkTimes
 
 _log = structlog.get_logger("octavo.router.link")
 
-PROTOCOL_VERSION: Final = 1
-_WATCH_PERIOD_S: Final = 0.1
 _FIRST_BACKOFF_S: Final = 0.05
-_MAX_OUTBOX: Final = 65_536
-_SNAPSHOT_PAUSE_S: Final = 0.2
-# Only keepalive together with the ping timeout notices a peer that hangs without closing its socket.
-CHANNEL_OPTIONS: Final = (
-    ("grpc.keepalive_time_ms", 2000),
-    ("grpc.keepalive_timeout_ms", 3000),
-    ("grpc.http2.ping_timeout_ms", 3000),
-    ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.http2.max_pings_without_data", 0),
-    ("grpc.use_local_subchannel_pool", 1),
-    ("grpc.enable_retries", 0),
-    ("grpc.max_receive_message_length", 64 << 20),
-    ("grpc.max_send_message_length", 64 << 20),
-)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LinkTimes:
-    """When a link gives up, in seconds."""
-
-    connect_s: float = 3.0  # from dialling to the welcome
-    suspect_s: float = 1.5  # silence after which nothing new is sent there: three heartbeats
-    lost_s: float = 3.0  # silence after which its requests move
-    stall_s: float = 30.0  # heartbeats come, but a core with requests makes no step
-    max_backoff_s: float = 1.0
-
-
-class LinkState(Enum):
-    """How far an engine can be relied on."""
-
-    UNREACHABLE = "unreachable"
-    SERVING = "serving"
-    DRAINING = "draining"
-    SUSPECT = "suspect"
 
 
 class LinkListener(Protocol):
@@ -94,7 +54,7 @@ class EngineLink:
         self._listener = listener
         self._times = times
         self._state = LinkState.UNREACHABLE
-        self._session: _Session | None = None
+        self._session: LinkSession | None = None
 
     @property
     def state(self) -> LinkState:
@@ -115,11 +75,16 @@ class EngineLink:
         """Keep a stream to the engine until cancelled."""
         backoff_s = _FIRST_BACKOFF_S
         while True:
-            session = _Session(self, self._router_id, self._listener, self._times)
-            reason = await session.run()
+            session = LinkSession(self.address, router_id=self._router_id, owner=self, times=self._times)
+            try:
+                reason = await session.run()
+            except Exception:  # noqa: BLE001  the outermost frame of this loop: a bug in one session must not end the link
+                _log.exception("link_failed", address=self.address)
+                reason = "internal"
             if session.was_welcome:
                 backoff_s = _FIRST_BACKOFF_S
-            _log.info("link_down", address=self.address, reason=reason, was_welcome=session.was_welcome)
+            if session.was_welcome or backoff_s == _FIRST_BACKOFF_S:  # else it was said before
+                _log.info("link_down", address=self.address, reason=reason, was_welcome=session.was_welcome)
             await asyncio.sleep(self._times.max_backoff_s if reason == "refused" else backoff_s)
             backoff_s = min(backoff_s * 2, self._times.max_backoff_s)
 
@@ -135,236 +100,57 @@ class EngineLink:
 
     def cancel(self, stream_id: int, attempt: Attempt) -> None:
         """Give a request up; what still comes for it is dropped. Does nothing for one that is over."""
-        if self._session is not None and self._session.attempts.get(stream_id) is attempt:
-            del self._session.attempts[stream_id]
-            self._session.send(engine_pb2.LinkRequest(cancel=engine_pb2.Cancel(stream_id=stream_id)))
+        if self._session is not None:
+            self._session.cancel(stream_id, attempt)
 
     def credit(self, stream_id: int, attempt: Attempt, max_output_tokens: int) -> None:
         """Let a request run this far in all."""
-        if self._session is not None and self._session.attempts.get(stream_id) is attempt:
-            credit = engine_pb2.Credit(stream_id=stream_id, max_output_tokens=max_output_tokens)
-            self._session.send(engine_pb2.LinkRequest(credit=credit))
+        if self._session is not None:
+            self._session.credit(stream_id, attempt, max_output_tokens)
+
+    def hang_up(self) -> None:
+        """End the stream: the engine process behind it has been replaced. Its requests move."""
+        if self._session is not None:
+            self._session.is_superseded = True
 
     def ask_snapshot(self) -> None:
         """Fetch the engine's page snapshot; the listener gets it."""
         if self._session is not None:
             self._session.snapshot_wanted.set()
 
-    def _set_state(self, state: LinkState) -> None:
-        if state is not self._state:
-            self._state = state
-            self._listener.link_changed(self)
+    # What the session tells.
 
-    def _opened(self, session: _Session, welcome: engine_pb2.Welcome) -> bool:
+    def session_opened(self, session: LinkSession, welcome: engine_pb2.Welcome) -> bool:
+        """Take the engine's facts and ask the fleet whether it wants it."""
         self.info = welcome.engine
         self._session = session
         if not self._listener.link_up(self, welcome.load):
             self._session = None
             return False
-        self._set_state(LinkState.DRAINING if welcome.load.draining else LinkState.SERVING)
+        self.session_judged(LinkState.DRAINING if welcome.load.draining else LinkState.SERVING)
         return True
 
-    def _closed(self, session: _Session) -> None:
+    def session_judged(self, state: LinkState) -> None:
+        """Pass a change of state on."""
+        if state is not self._state:
+            self._state = state
+            self._listener.link_changed(self)
+
+    def session_load(self, load: engine_pb2.Load) -> None:
+        """Pass a load report on."""
+        self._listener.link_load(self, load)
+
+    def session_pages(self, events: engine_pb2.PageEvents) -> None:
+        """Pass page events on."""
+        self._listener.link_pages(self, events)
+
+    def session_snapshot(self, snapshot: engine_pb2.PageSnapshotResponse) -> None:
+        """Pass a snapshot on."""
+        self._listener.link_snapshot(self, snapshot)
+
+    def session_closed(self, session: LinkSession) -> None:
+        """Forget the session; a refused one was never taken."""
         if self._session is session:
             self._session = None
-            self._set_state(LinkState.UNREACHABLE)
+            self.session_judged(LinkState.UNREACHABLE)
             self._listener.link_down(self)
-
-
-_Call = grpc.aio.StreamStreamCall[engine_pb2.LinkRequest, engine_pb2.LinkResponse]
-
-
-class _Session:
-    """One stream, from hello to its end. Stream ids and attempts belong to it: nothing of an older one can come in."""
-
-    def __init__(self, link: EngineLink, router_id: str, listener: LinkListener, times: LinkTimes) -> None:
-        self.attempts: dict[int, Attempt] = {}
-        self.snapshot_wanted = asyncio.Event()
-        self.heard_at = time.monotonic()
-        self.was_welcome = False
-        self._link = link
-        self._router_id = router_id
-        self._listener = listener
-        self._times = times
-        self._outbox: deque[engine_pb2.LinkRequest] = deque()
-        self._outbox_filled = asyncio.Event()
-        self._next_stream_id = 1
-        self._step_id = 0
-        self._stepped_at = self.heard_at
-        self._draining = False
-
-    async def run(self) -> str:
-        """Return why the stream ended."""
-        async with grpc.aio.insecure_channel(self._link.address, options=CHANNEL_OPTIONS) as channel:
-            stub = engine_pb2_grpc.EngineServiceStub(channel)
-            call: _Call = stub.Link()
-            try:
-                async with asyncio.timeout(self._times.connect_s):
-                    welcome = await self._greet(call)
-                if welcome is None or not self._link._opened(self, welcome):  # noqa: SLF001  one unit of two classes
-                    return "refused"
-                self.was_welcome = True
-                return await _first_of(self._read(call), self._write(call), self._watch(), self._fetch_snapshots(stub))
-            except TimeoutError:
-                return "no_welcome"
-            except (grpc.RpcError, asyncio.InvalidStateError) as error:
-                return _reason(error)
-            finally:
-                call.cancel()
-                self._link._closed(self)  # noqa: SLF001
-                attempts = list(self.attempts.values())
-                self.attempts.clear()
-                for attempt in attempts:
-                    attempt.lose("engine_lost")
-
-    def submit(self, message: engine_pb2.Submit, attempt: Attempt) -> int:
-        message.stream_id = self._next_stream_id
-        self._next_stream_id += 1
-        self.attempts[message.stream_id] = attempt
-        self.send(engine_pb2.LinkRequest(submit=message))
-        return message.stream_id
-
-    def send(self, message: engine_pb2.LinkRequest) -> None:
-        self._outbox.append(message)
-        self._outbox_filled.set()
-
-    async def _greet(self, call: _Call) -> engine_pb2.Welcome | None:
-        hello = engine_pb2.Hello(router_id=self._router_id, protocol_version=PROTOCOL_VERSION, page_events=True)
-        await call.write(engine_pb2.LinkRequest(hello=hello))
-        message = await call.read()
-        if isinstance(message, engine_pb2.LinkResponse) and message.HasField("welcome"):
-            self.heard_at = self._stepped_at = time.monotonic()
-            return message.welcome
-        await call.code()  # a stream that ended with a status raises nothing by itself
-        return None
-
-    async def _read(self, call: _Call) -> str:
-        while True:
-            message = await call.read()
-            if not isinstance(message, engine_pb2.LinkResponse):
-                return "closed"
-            self.heard_at = time.monotonic()
-            self._dispatch(message)
-
-    def _dispatch(self, message: engine_pb2.LinkResponse) -> None:
-        kind = message.WhichOneof("message")
-        if kind == "step":
-            self._step(message.step)
-        elif kind == "heartbeat":
-            self._heartbeat(message.heartbeat)
-        elif kind == "load":
-            self._load(message.load)
-        elif kind == "pages":
-            self._listener.link_pages(self._link, message.pages)
-        elif kind == "rejected":
-            attempt = self.attempts.pop(message.rejected.stream_id, None)
-            if attempt is not None:
-                attempt.refused(message.rejected)
-
-    def _step(self, step: engine_pb2.StepBatch) -> None:
-        self._note_step(step.step_id)
-        for started in step.started:
-            attempt = self.attempts.get(started.stream_id)
-            if attempt is not None:
-                attempt.started(started)
-        stream_ids = list(step.stream_ids)
-        count = len(stream_ids)
-        choices = list(step.choices) or [0] * count
-        logprobs = list(step.logprobs) or [0.0] * count
-        columns = zip(stream_ids, choices, step.positions, step.token_ids, logprobs, strict=False)
-        for stream_id, choice, position, token_id, logprob in columns:
-            attempt = self.attempts.get(stream_id)
-            if attempt is not None:
-                attempt.token(choice, position, token_id, logprob)
-        for end in step.ends:
-            attempt = self.attempts.get(end.stream_id)
-            if attempt is not None:
-                attempt.ended(end)
-        self._sweep({*stream_ids, *(end.stream_id for end in step.ends)})
-
-    def _sweep(self, stream_ids: set[int]) -> None:
-        """Let go of attempts that are over; an engine that does not know that is told."""
-        for stream_id in stream_ids:
-            attempt = self.attempts.get(stream_id)
-            if attempt is None or attempt.is_open:
-                continue
-            if attempt.over is not None:
-                self._link.cancel(stream_id, attempt)
-            else:
-                del self.attempts[stream_id]
-
-    def _heartbeat(self, heartbeat: engine_pb2.Heartbeat) -> None:
-        self._note_step(heartbeat.step_id)
-        if heartbeat.num_requests == 0:
-            self._stepped_at = self.heard_at
-        if heartbeat.HasField("load"):
-            self._load(heartbeat.load)
-
-    def _load(self, load: engine_pb2.Load) -> None:
-        self._draining = load.draining
-        self._listener.link_load(self._link, load)
-        self._judge()
-
-    def _note_step(self, step_id: int) -> None:
-        if step_id > self._step_id:
-            self._step_id = step_id
-            self._stepped_at = self.heard_at
-
-    def _judge(self) -> None:
-        if time.monotonic() - self.heard_at > self._times.suspect_s:
-            state = LinkState.SUSPECT
-        else:
-            state = LinkState.DRAINING if self._draining else LinkState.SERVING
-        self._link._set_state(state)  # noqa: SLF001
-
-    async def _write(self, call: _Call) -> str:
-        while True:
-            await self._outbox_filled.wait()
-            self._outbox_filled.clear()
-            if len(self._outbox) > _MAX_OUTBOX:
-                return "outbox_full"
-            while self._outbox:
-                await call.write(self._outbox.popleft())
-
-    async def _watch(self) -> str:
-        while True:
-            slept_at = time.monotonic()
-            await asyncio.sleep(_WATCH_PERIOD_S)
-            now = time.monotonic()
-            if now - slept_at > self._times.suspect_s / 2:
-                continue  # this process was late itself: what the engine sent meanwhile is still unread
-            if now - self.heard_at > self._times.lost_s:
-                return "silent"
-            if now - self._stepped_at > self._times.stall_s:
-                return "stalled"
-            self._judge()
-
-    async def _fetch_snapshots(self, stub: engine_pb2_grpc.EngineServiceAsyncStub) -> str:
-        while True:
-            await self.snapshot_wanted.wait()
-            self.snapshot_wanted.clear()
-            try:
-                request = engine_pb2.PageSnapshotRequest()
-                snapshot = await stub.PageSnapshot(request, timeout=self._times.connect_s)
-                self._listener.link_snapshot(self._link, snapshot)
-            except grpc.RpcError as error:
-                _log.warning("snapshot_failed", address=self._link.address, reason=_reason(error))
-                self.snapshot_wanted.set()
-            await asyncio.sleep(_SNAPSHOT_PAUSE_S)
-
-
-async def _first_of(*coroutines: Coroutine[Any, Any, str]) -> str:
-    """Run all until one ends; return its result or raise its error. The others are cancelled and awaited."""
-    tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
-    try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        return next(iter(done)).result()
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def _reason(error: BaseException) -> str:
-    code = error.code() if isinstance(error, grpc.aio.AioRpcError) else None
-    return type(error).__name__ if code is None else str(code.name).lower()

@@ -28,34 +28,68 @@ class LoadReport:
     draining: bool = False
 
 
+class Placement:
+    """One request sent to an engine by this router. Tells what of it the newest report cannot know yet."""
+
+    __slots__ = ("at", "is_over", "is_prefilled", "is_reported", "num_sequences", "tokens")
+
+    def __init__(self, *, tokens: int, num_sequences: int, at: float) -> None:
+        self.tokens = tokens
+        self.num_sequences = num_sequences
+        self.at = at
+        self.is_reported = False  # the engine's newest report counts it
+        self.is_prefilled = False
+        self.is_over = False
+
+
 class EngineLoad:
-    """Newest report of one engine process plus what all routers have sent there since."""
+    """Newest report of one engine process, corrected by what this router has seen and sent since."""
 
     def __init__(self) -> None:
         self.report = LoadReport()
-        self._placements: deque[tuple[float, int]] = deque(maxlen=_MAX_PLACEMENTS)
+        self._unreported: deque[Placement] = deque(maxlen=_MAX_PLACEMENTS)
+        self._prefilled_tokens = 0  # of reported placements, since the report
+        self._ended_sequences = 0
 
     def update(self, report: LoadReport, now: float) -> None:
         """Take a report that arrived at `now` (monotonic seconds); an older one than the newest is ignored."""
         if report.step_id < self.report.step_id:
             return
         self.report = report
-        self._forget(now - _REPORT_LAG_S)
+        self._prefilled_tokens = self._ended_sequences = 0
+        self._let_go(now - _REPORT_LAG_S)
 
-    def place(self, uncached_tokens: int, now: float) -> None:
+    def place(self, uncached_tokens: int, now: float, *, num_sequences: int = 1) -> Placement:
         """Note a request that was sent there at `now`."""
-        self._placements.append((now, uncached_tokens))
+        placement = Placement(tokens=uncached_tokens, num_sequences=num_sequences, at=now)
+        self._unreported.append(placement)
+        return placement
+
+    def prefilled(self, placement: Placement) -> None:
+        """Note that a request gave its first token."""
+        if not placement.is_prefilled:
+            placement.is_prefilled = True
+            self._prefilled_tokens += placement.tokens if placement.is_reported else 0
+
+    def ended(self, placement: Placement) -> None:
+        """Note that a request is over at this engine, however it ended."""
+        if not placement.is_over:
+            self.prefilled(placement)
+            placement.is_over = True
+            self._ended_sequences += placement.num_sequences if placement.is_reported else 0
 
     def waiting_tokens(self, now: float) -> int:
         """Prefill tokens ahead of a request that would arrive now."""
-        self._forget(now - _PLACEMENT_TTL_S)
-        return self.report.waiting_tokens + sum(tokens for _, tokens in self._placements)
+        self._let_go(now - _PLACEMENT_TTL_S)
+        sent = sum(placement.tokens for placement in self._unreported if not placement.is_prefilled)
+        return max(0, self.report.waiting_tokens - self._prefilled_tokens) + sent
 
     def num_running(self, now: float) -> int:
         """Sequences that a request which arrives now would share its steps with."""
-        self._forget(now - _PLACEMENT_TTL_S)
-        return self.report.num_running + len(self._placements)
+        self._let_go(now - _PLACEMENT_TTL_S)
+        sent = sum(placement.num_sequences for placement in self._unreported if not placement.is_over)
+        return max(0, self.report.num_running - self._ended_sequences) + sent
 
-    def _forget(self, before: float) -> None:
-        while self._placements and self._placements[0][0] < before:
-            self._placements.popleft()
+    def _let_go(self, before: float) -> None:
+        while self._unreported and self._unreported[0].at < before:
+            self._unreported.popleft().is_reported = True

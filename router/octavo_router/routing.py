@@ -10,6 +10,7 @@ from functools import cached_property
 from octavo.page_hash import chain, salted_root, short_hash, token_bytes
 
 from octavo_router.fleet import Engine, Fleet
+from octavo_router.load import Placement
 from octavo_router.policy import Cost, EngineView, Weights, rank
 
 # Prompts that share these first pages go to the same engine when nobody holds them yet.
@@ -101,12 +102,12 @@ class Routing:
         ranked = rank(views, prompt_len=num_tokens, key=prompt.key, weights=self._weights)
         return Route(prompt_pages=prompt_pages, ranked=ranked)
 
-    def placed(self, engine: Engine, prompt: Prompt, cost: Cost) -> None:
+    def place(self, engine: Engine, prompt: Prompt, cost: Cost, *, num_sequences: int) -> Placement:
         """Note that a prompt was sent to an engine, for this router and the others."""
         model = engine.info.model
         new_pages = prompt.hashes(engine.info.page_hash_root, model.page_size)[cost.matched_pages :]
-        self.fleet.place(engine, cost.uncached_tokens, new_pages)
         self._note(engine.engine_id, cost.uncached_tokens, new_pages)
+        return self.fleet.place(engine, cost.uncached_tokens, new_pages, num_sequences=num_sequences)
 
     def _views(self, prompt: Prompt, engines: Iterable[Engine], now: float) -> list[EngineView]:
         by_chain: dict[tuple[bytes, int], dict[str, int]] = {}

@@ -27,11 +27,11 @@ from octavo_router.config import RouterConfig
 from octavo_router.dispatch import DispatchLimits
 from octavo_router.fleet import Fleet
 from octavo_router.interceptor import ErrorInterceptor
-from octavo_router.link import LinkState, LinkTimes
 from octavo_router.metrics import MetricsPage, RouterMetrics
 from octavo_router.policy import Weights
 from octavo_router.routing import Routing
 from octavo_router.service import InferenceService, ServiceLimits
+from octavo_router.session import LinkState, LinkTimes
 from octavo_router.tokenizer import Tokenizer, TokenizerThreads
 
 _log = structlog.get_logger("octavo.router")

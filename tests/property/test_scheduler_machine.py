@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections import deque
 from typing import Any, ClassVar
 
-from hypothesis import HealthCheck, settings
+import pytest
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from support.paged_model import VOCAB_SIZE, Launched, PagedModel, undisturbed
-
 from octavo.errors import InvalidRequest
 from octavo_engine.budget import StepBudget
 from octavo_engine.outcome import StepOutcome
 from octavo_engine.pages import PagePool
 from octavo_engine.scheduler import Scheduler, SchedulerConfig
-from octavo_engine.sequence import FinishReason, Priority, Request, Sampling
+from octavo_engine.sequence import FinishReason, Priority, Request, Sampling, State
+from support.paged_model import VOCAB_SIZE, Launched, PagedModel, undisturbed
 
 ROOTS = [b"a" * 16, b"b" * 16]
 OWN_ENDS = {FinishReason.STOP, FinishReason.LENGTH}
@@ -126,9 +126,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             return Request(
                 key=len(self.clients) + 1,
                 prompt=prompt,
-                sampling=Sampling(
-                    seed=seed, max_tokens=max_tokens, min_tokens=min_tokens, stop_token_ids=stops, n=n
-                ),
+                sampling=Sampling(seed=seed, max_tokens=max_tokens, min_tokens=min_tokens, stop_token_ids=stops, n=n),
                 priority=Priority.BATCH if batch else Priority.INTERACTIVE,
                 arrival_ns=self.now_ns,
                 deadline_ns=None if timeout_ms is None else self.now_ns + timeout_ms * MILLISECOND,
@@ -138,12 +136,9 @@ class SchedulerMachine(RuleBasedStateMachine):
             )
 
         if self.pool.pages_for(len(prompt) + 1) > self.pool.num_pages:
-            try:
+            with pytest.raises(InvalidRequest, match="shorten the prompt"):
                 self.scheduler.add(request((), frozenset()), self.now_ns)
-            except InvalidRequest as error:
-                assert error.reason == "prompt_exceeds_pool"
-                return
-            raise AssertionError("an impossible request was taken")
+            return
         outputs = [undisturbed(request((), frozenset()), choice, self.scheduler.max_len) for choice in range(n)]
         finished = finished & set(range(n)) if n > 1 and num_committed else frozenset()
         # A choice that has not ended has been given less than its whole output.
@@ -168,7 +163,10 @@ class SchedulerMachine(RuleBasedStateMachine):
         if len(self.launched) >= self.depth:
             self.commit()
         self.now_ns += MILLISECOND
+        roster = self.scheduler._roster
+        oldest = next((sequence for sequence in roster.running if roster.can_run(sequence)), None)
         plan = self.scheduler.plan(self.now_ns)
+        assert oldest is None or oldest.state is not State.PREEMPTED, "the oldest must make progress"
         if plan is not None:
             assert plan.num_tokens <= self.scheduler.budget.max_step_tokens
             self.launched.append(self.model.launch(plan))
@@ -267,6 +265,51 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert self.pool.num_in_use == 0
         assert self.scheduler.load().waiting_tokens == 0
         assert self.scheduler.load().num_waiting == 0
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    num_pages=st.integers(5, 12),
+    depth=st.integers(1, 3),
+    max_step_tokens=st.sampled_from([4, 12, 40]),
+    prefix_caching=st.booleans(),
+    crowd=st.lists(
+        st.fixed_dictionaries(
+            {
+                "prompt": st.lists(st.integers(0, 1), min_size=1, max_size=12),
+                "n": st.sampled_from([1, 1, 2]),
+                "max_tokens": st.integers(1, 20),
+                "min_tokens": st.just(0),
+                "stops": st.sampled_from([frozenset[int](), frozenset({0})]),
+                "seed": st.integers(0, 9),
+                "batch": st.booleans(),
+                "timeout_ms": st.none(),
+                "root": st.just(ROOTS[0]),
+                "num_committed": st.just(0),
+                "finished": st.just(frozenset[int]()),
+            }
+        ),
+        min_size=4,
+        max_size=20,
+    ),
+)
+def test_everyone_in_a_crowd_finishes_with_the_tokens_of_being_alone(
+    num_pages: int, depth: int, max_step_tokens: int, prefix_caching: bool, crowd: list[dict[str, Any]]
+) -> None:
+    machine = SchedulerMachine()
+    machine.start(
+        num_pages=num_pages,
+        page_size=4,
+        depth=depth,
+        max_sequences=6,
+        max_step_tokens=max_step_tokens,
+        watermark=0.0,
+        prefix_caching=prefix_caching,
+    )
+    for request in crowd:
+        machine.add(**request)
+    machine.teardown()
+    assert all(set(client.ends.values()) <= OWN_ENDS for client in machine.clients.values())
 
 
 class TestScheduler(SchedulerMachine.TestCase):  # type: ignore[name-defined,misc]

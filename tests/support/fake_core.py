@@ -77,6 +77,8 @@ def _token(row: Row) -> int:
 
 def load(config: EngineConfig, progress: Callable[[str, float], None]) -> Loaded:
     progress("load weights", 0.5)
+    if config.model == "unloadable":
+        raise RuntimeError("secret")
     load_gate = os.environ.get("OCTAVO_FAKE_LOAD_GATE")
     if load_gate:
         with open(load_gate, "rb", buffering=0) as gate:  # noqa: PTH123 - a FIFO

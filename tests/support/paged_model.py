@@ -10,7 +10,7 @@ import hashlib
 from dataclasses import dataclass
 
 from octavo_engine.pages import PagePool
-from octavo_engine.sequence import FinishReason, Request, Row, Sampled, Sequence, StepPlan
+from octavo_engine.sequence import FinishReason, Request, Row, Sampled, StepPlan
 
 VOCAB_SIZE = 6
 
@@ -48,7 +48,7 @@ class PagedModel:
     def __init__(self, pool: PagePool) -> None:
         self._pool = pool
         self._cells: dict[int, list[tuple[int, ...] | None]] = {}
-        self._fed: dict[Sequence, dict[int, int]] = {}
+        self._fed: dict[int, dict[int, int]] = {}  # by generation: a slot's next occupant knows nothing of it
         self._occupants: dict[int, int] = {}
         self.num_tokens = 0
 
@@ -86,13 +86,13 @@ class PagedModel:
             return None
         assert row.output_position == len(tokens) - row.sequence.num_prompt
         token = next_token(tokens, row.sequence.seed, row.output_position, row.banned_token_ids)
-        self._fed.setdefault(row.sequence, {})[end] = token
+        self._fed.setdefault(row.generation, {})[end] = token
         return token
 
     def _tokens(self, row: Row) -> list[int]:
-        """Return what the sequence holds once the steps before this one are read."""
+        """Return what the sequence holds once the steps before this one are read: known tokens, then the slot's own."""
         tokens = list(row.sequence.tokens)
-        fed = self._fed.get(row.sequence, {})
+        fed = self._fed.get(row.generation, {})
         while len(tokens) in fed:
             tokens.append(fed[len(tokens)])
         return tokens

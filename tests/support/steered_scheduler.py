@@ -61,9 +61,7 @@ class Steered:
             Request(
                 key=key,
                 prompt=prompt,
-                sampling=Sampling(
-                    max_tokens=max_tokens, min_tokens=min_tokens, stop_token_ids=stop_token_ids, n=n
-                ),
+                sampling=Sampling(max_tokens=max_tokens, min_tokens=min_tokens, stop_token_ids=stop_token_ids, n=n),
                 priority=priority,
                 arrival_ns=self.now_ns,
                 deadline_ns=None if timeout_ns is None else self.now_ns + timeout_ns,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Final
 
 import typer
-from octavo.model_directory import DEFAULT_MODEL
+from octavo.model_directory import DEFAULT_MODEL, served_name
 from rich.table import Table
 
 from octavo_client.cli.console import EXIT_FAILED, EXIT_INTERRUPTED, Failed, err, explained, out, printable, write
@@ -53,7 +53,13 @@ def demo(
     with explained():
         directory = prepared_model(model)
         with tempfile.TemporaryDirectory(prefix="octavo-demo-") as state:
-            options = stack_options(state_directory=Path(state), model=str(directory), engines=engines, threads=None)
+            options = stack_options(
+                state_directory=Path(state),
+                model=str(directory),
+                model_name=served_name(model),
+                engines=engines,
+                threads=None,
+            )
             questions = (DEFAULT_QUESTIONS[0], prompt or DEFAULT_QUESTIONS[1])
             answers = asyncio.run(until_signal(_run(options, questions, max_tokens)))
         if answers is None:

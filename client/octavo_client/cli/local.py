@@ -28,6 +28,7 @@ def stack_options(
     *,
     state_directory: Path,
     model: str,
+    model_name: str,
     engines: int | None,
     threads: int | None,
     router_listen: str = "127.0.0.1:0",
@@ -45,6 +46,7 @@ def stack_options(
     return StackOptions(
         state_directory=state_directory.expanduser().absolute(),
         model=model,
+        model_name=model_name,
         num_engines=num_engines,
         threads=threads,
         gpus=gpus,

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Final
 
 import typer
-from octavo.model_directory import DEFAULT_MODEL
+from octavo.model_directory import DEFAULT_MODEL, served_name
 from rich.table import Table
 
 from octavo_client.child import Exit
@@ -86,6 +86,7 @@ def up(
         options = stack_options(
             state_directory=state_dir or default_state_directory(),
             model=str(directory),
+            model_name=served_name(model),
             engines=engines,
             threads=threads,
             router_listen=f"127.0.0.1:{free_port() if port is None else port}",

@@ -308,6 +308,29 @@ def test_an_address_in_use_stops_the_process_with_78(shared: Addresses) -> None:
     assert shared.engine in done.stderr
 
 
+def test_a_model_that_cannot_be_served_stops_the_process_with_78_and_says_why() -> None:
+    free = ("--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0")
+    done = subprocess.run(
+        [sys.executable, "-m", "octavo_engine", *free, "--model", "/nowhere"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.returncode == 78
+    assert done.stderr.startswith('octavo-engine: model: no model "/nowhere"')
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+async def test_a_core_that_cannot_load_stops_the_process_with_70() -> None:
+    engine = await EngineProcess.start("--model", "unloadable")
+    try:
+        assert (await engine.logged("engine_core_failed"))["reason"] == "model_load_failed"
+        assert await engine.wait() == 70
+    finally:
+        await engine.close()
+
+
 def test_the_front_process_imports_no_torch() -> None:
     code = "import sys, octavo_engine.__main__; print(sorted({'torch', 'triton', 'transformers'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

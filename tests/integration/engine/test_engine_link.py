@@ -15,6 +15,12 @@ if TYPE_CHECKING:
 ENDLESS = 4000
 
 
+async def all_arrived(link: LinkClient) -> None:
+    """Wait until the engine has taken everything sent so far: it refuses a request that was sent after it."""
+    await link.submit(a_submit(999, prompt=[5000]))
+    await link.rejected()
+
+
 async def test_a_link_streams_exactly_the_tokens_of_the_model(link: LinkClient) -> None:
     await link.submit(a_submit(prompt=[11, 12, 13], max_tokens=20))
 
@@ -95,8 +101,7 @@ async def test_cancel_frees_the_pages_within_one_step(gated_stub: Stub, steps: G
         await link.until(lambda: len(link.tokens[1, 0]) == 3)
 
         await link.cancel(1)
-        await link.submit(a_submit(2, prompt=[5000]))
-        await link.rejected()  # so the cancel has arrived, too; the core waits in the fourth step
+        await all_arrived(link)  # the core waits in the fourth step
         steps.let_pass()
 
         assert (await link.ended()).reason == types_pb2.FINISH_REASON_CANCELLED
@@ -114,27 +119,36 @@ async def test_a_broken_link_cancels_its_requests(stub: Stub, link: LinkClient) 
     assert beat.heartbeat.load.pages_in_use == 0
 
 
-async def test_a_request_pauses_at_its_credit_and_goes_on_with_more(link: LinkClient) -> None:
-    await link.submit(a_submit(max_tokens=20))
-    await link.credit(1, 5)
-    await link.submit(a_submit(2, prompt=[31], max_tokens=200))
-    await link.ended(2)
+async def test_a_request_pauses_at_its_credit_and_goes_on_with_more(gated_stub: Stub, steps: Gate) -> None:
+    async with open_link(gated_stub) as link:
+        await link.submit(a_submit(1, max_tokens=20))
+        await link.credit(1, 5)
+        await link.submit(a_submit(2, prompt=[31], max_tokens=15))
+        await link.next("heartbeat", lambda m: m.heartbeat.num_requests == 2)
+        steps.let_pass(100)
+        await link.ended(2)
+        at_pause = len(link.tokens[1, 0])
+        await link.credit(1, 1000)
+        await link.ended(1)
 
-    assert len(link.tokens[1, 0]) < 20, "it ran past its credit"
-    await link.credit(1, 1000)
-    await link.ended(1)
-
+    assert at_pause == 5
     assert link.tokens[1, 0] == expected_tokens([11, 12, 13], 20)
 
 
-async def test_steps_go_on_being_counted_while_every_request_is_paused(link: LinkClient) -> None:
-    await link.submit(a_submit(max_tokens=20))
-    await link.credit(1, 5)
-    first = await link.next("heartbeat", lambda m: m.heartbeat.num_requests == 1)
+async def test_steps_go_on_being_counted_while_every_request_is_paused(gated_stub: Stub, steps: Gate) -> None:
+    async with open_link(gated_stub) as link:
+        await link.submit(a_submit(max_tokens=20))
+        await link.credit(1, 5)
+        await all_arrived(link)
+        steps.let_pass(100)
+        await link.until(lambda: len(link.tokens[1, 0]) == 5)
+        first = await link.next("heartbeat")
 
-    await link.next("heartbeat", lambda m: m.heartbeat.step_id > first.heartbeat.step_id + 2)
+        await link.next("heartbeat", lambda m: m.heartbeat.step_id > first.heartbeat.step_id + 2)
 
-    assert 0 < len(link.tokens[1, 0]) < 20
+        assert len(link.tokens[1, 0]) == 5
+        await link.cancel(1)
+        await link.ended()
 
 
 async def test_heartbeats_come_while_a_step_hangs_and_say_that_it_does(gated_stub: Stub, steps: Gate) -> None:
@@ -224,13 +238,17 @@ async def test_a_poisoned_step_ends_its_request_with_an_error_and_the_next_one_r
     assert link.tokens[2, 0] == expected_tokens([11, 12, 13], 4)
 
 
-async def test_a_deadline_ends_a_request_that_runs(link: LinkClient) -> None:
-    await link.submit(a_submit(max_tokens=20, timeout_ms=200))
-    await link.credit(1, 5)
+async def test_a_deadline_ends_a_request_that_runs(gated_stub: Stub, steps: Gate) -> None:
+    async with open_link(gated_stub) as link:
+        await link.submit(a_submit(max_tokens=20, timeout_ms=500))
+        await link.credit(1, 5)
+        await all_arrived(link)
+        steps.let_pass(100)
 
-    end = await link.ended()
+        end = await link.ended()
 
     assert end.reason == types_pb2.FINISH_REASON_DEADLINE
+    assert len(link.tokens[1, 0]) <= 5
 
 
 @pytest.mark.parametrize(

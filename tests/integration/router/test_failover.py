@@ -180,3 +180,26 @@ async def test_request_that_ended_with_its_last_token_needs_no_other_engine(new_
     answer = await asyncio.wait_for(router.generate(max_tokens=8), 5)
     assert len(answer.token_ids[0]) == 8
     assert answer.finished[0].reason == types_pb2.FINISH_REASON_LENGTH
+
+
+async def test_newer_process_of_an_engine_replaces_one_that_hangs(new_engine, new_router):
+    old, new = await new_engine("e1"), await new_engine("e1")
+    spare_address = new.address
+    await new.kill()
+    router = await new_router(old, engines=f"{old.address},{spare_address}")
+    call, answer, _, _ = await streaming_from(router, [old], max_tokens=20)
+    new.epoch = old.epoch + 1
+    await new.start(spare_address)
+    await rest_of(call, answer)
+    assert answer.token_ids[0] == list(count_up()(old.submits[0], 0))
+    assert [engine.epoch for engine in router.router.fleet.engines] == [new.epoch]
+    assert len(new.submits) == 1
+
+
+async def test_engine_that_was_draining_at_the_welcome_gets_nothing(new_engine, new_router):
+    draining, serving = await new_engine("e1"), await new_engine("e2")
+    draining.load.draining = True
+    router = await new_router(serving, engines=f"{draining.address},{serving.address}")
+    await router.until(lambda: len(router.router.fleet.engines) == 2)
+    answers = [await router.generate([50 + index] * 9) for index in range(4)]
+    assert {answer.accepted.engine_id for answer in answers} == {"e2"}

@@ -10,6 +10,8 @@ import grpc
 import pytest
 from octavo.v1 import inference_pb2_grpc
 from octavo_router.__main__ import main
+from octavo_router.config import RouterConfig
+from octavo_router.server import ListenError, RouterServer
 from support.router_client import Answer, request
 
 
@@ -100,3 +102,14 @@ def test_wrong_configuration_exits_with_78(flags, problem, monkeypatch, capsys):
         main()
     assert caught.value.code == 78
     assert problem in capsys.readouterr().err
+
+
+async def test_address_in_use_is_a_listen_error_and_nothing_is_left_open(model_directory, new_router):
+    taken = (await new_router()).router.bound.address
+    config = RouterConfig(
+        model=str(model_directory), listen=taken, admin_listen="127.0.0.1:0", metrics_listen="127.0.0.1:0"
+    )
+    router = RouterServer(config)
+    with pytest.raises(ListenError, match=taken):
+        await router.start()
+    await router.stop()

@@ -42,15 +42,15 @@ def test_gpus_are_counted_without_cuda(
 def test_cores_are_shared_out_between_engines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(8)))
-    options = stack_options(state_directory=tmp_path, model="m", engines=None, threads=None)
+    options = stack_options(state_directory=tmp_path, model="m", model_name="n", engines=None, threads=None)
     assert (options.num_engines, options.threads) == (2, 4)
-    crowded = stack_options(state_directory=tmp_path, model="m", engines=16, threads=None)
+    crowded = stack_options(state_directory=tmp_path, model="m", model_name="n", engines=16, threads=None)
     assert crowded.threads == 1
 
 
 def test_each_gpu_gets_an_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
-    options = stack_options(state_directory=tmp_path, model="m", engines=None, threads=None)
+    options = stack_options(state_directory=tmp_path, model="m", model_name="n", engines=None, threads=None)
     assert (options.num_engines, options.threads) == (2, None)
     assert [options.engine_environment(index)["CUDA_VISIBLE_DEVICES"] for index in (1, 2, 3)] == ["4", "6", "4"]
 

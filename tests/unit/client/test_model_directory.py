@@ -3,7 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from octavo.model_directory import ModelNotFound, cache_directory, resolve_model
+from octavo.model_directory import ModelNotFound, cache_directory, resolve_model, served_name
 
 
 def make_model(place: Path) -> Path:
@@ -52,3 +52,16 @@ def test_other_names_are_refused_without_asking_the_network(name: str) -> None:
 )
 def test_the_cache_follows_the_environment(environment: dict[str, str], expected: Path) -> None:
     assert cache_directory(environment) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "served"),
+    [
+        ("", "smollm2-135m-instruct"),
+        ("smollm2-135m-instruct", "smollm2-135m-instruct"),
+        ("Qwen/Qwen3-0.6B", "Qwen3-0.6B"),
+        ("/models/mine/", "mine"),
+    ],
+)
+def test_requests_call_a_model_by_the_last_part_of_its_name(name: str, served: str) -> None:
+    assert served_name(name) == served

@@ -50,6 +50,7 @@ def test_the_core_reads_back_the_configuration_that_the_front_sends(tmp_path: Pa
         (["--max-sequences"], {}, "flag:--max-sequences: expected one argument"),
         (["--listen", "7100"], {}, "flag:--listen: must be host:port"),
         (["--listen", "host:70000"], {}, "flag:--listen: must be host:port"),
+        (["--redis-url", "127.0.0.1:6379"], {}, "flag:--redis-url: must start with redis://"),
         (["--engine-id", "a b"], {}, "flag:--engine-id: String should match"),
         ([], {"OCTAVO_ENGINE_MAX_SEQENCES": "1"}, "environment:OCTAVO_ENGINE_MAX_SEQENCES: no such setting"),
         (["--num-pages", "9", "--kv-memory", "1GiB"], {}, "num_pages and kv_memory both size the page pool"),

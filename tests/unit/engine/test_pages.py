@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import pytest
-
 from octavo_engine.pages import PagePool
 
 HASHES = [bytes([index]) * 16 for index in range(1, 9)]

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from support.steered_scheduler import SECOND, Steered, rows
-
 from octavo_engine.sequence import Priority
+from support.steered_scheduler import SECOND, Steered, rows
 
 
 def test_a_prompt_seen_before_is_computed_from_its_first_new_page():

@@ -93,6 +93,23 @@ def test_a_preempted_sequence_keeps_the_token_that_was_in_flight():
     assert rows(engine.plan()) == [(1, 8, 1)]
 
 
+def test_a_preempted_sequence_is_not_admitted_before_its_token_is_known():
+    engine = Steered(num_pages=6)
+    engine.add(1, 7)
+    engine.add(2, 4)
+    engine.add(3, 7)
+    engine.scheduler.set_credit(3, 1)
+    engine.step()
+    first = engine.plan()
+    assert engine.plan_or_none() is None  # request 2 gives way to request 1
+    engine.scheduler.cancel(1)
+    engine.scheduler.cancel(3)
+    assert engine.pool.num_available == 2
+    assert engine.plan_or_none() is None
+    engine.commit(first)
+    assert rows(engine.plan()) == [(2, 4, 2)]
+
+
 def test_a_step_is_committed_in_the_order_of_the_plans():
     engine = Steered()
     engine.add(1, 4)

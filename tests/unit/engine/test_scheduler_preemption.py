@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from support.steered_scheduler import SECOND, Steered, rows
+from itertools import pairwise
 
 from octavo_engine.sequence import Priority
+from support.steered_scheduler import SECOND, Steered, rows
 
 
 def preempted(outcome):
@@ -25,12 +26,30 @@ def test_the_sequence_that_loses_least_gives_way():
 def test_nobody_is_admitted_in_a_step_that_preempted():
     engine = Steered(num_pages=3)
     engine.add(1, 4)
-    engine.add(2, 7)
+    engine.add(2, 7, priority=Priority.BATCH)
     engine.step()
     engine.add(3, 1)
     plan = engine.plan()
     assert rows(plan) == [(1, 4, 1)]
     assert preempted(engine.commit(plan)) == [2]
+    assert rows(engine.plan()) == [(1, 5, 1), (3, 0, 1)]
+
+
+def test_nobody_is_admitted_while_one_waits_for_pages_in_flight():
+    engine = Steered(num_pages=6)
+    engine.add(1, 6)
+    engine.add(2, 8, stop_token_ids=frozenset({5}))
+    engine.add(3, 1)
+    engine.step()  # 2 + 2 + 1 pages
+    first = engine.plan()  # request 2 takes the last page
+    second = engine.plan()
+    engine.commit(first, 9, 5, 9)
+    engine.add(4, 1)
+    assert engine.pool.num_available == 0
+    third = engine.plan()
+    assert rows(third) == [(3, 3, 1)]
+    engine.commit(second)
+    assert rows(engine.plan()) == [(1, 8, 1), (3, 4, 1), (4, 0, 1)]
 
 
 def test_batch_gives_way_before_interactive():
@@ -64,7 +83,7 @@ def test_nobody_gives_way_twice_in_a_row_while_there_is_another():
     while engine.scheduler.num_requests:
         victims += preempted(engine.step())
     assert victims
-    assert all(first != second for first, second in zip(victims, victims[1:], strict=False))
+    assert all(first != second for first, second in pairwise(victims))
 
 
 def test_the_oldest_is_never_preempted():

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from support.steered_scheduler import SECOND, Steered, ends, rows
-
 from octavo.errors import InvalidRequest
+from support.steered_scheduler import SECOND, Steered, ends, rows
 
 
 def test_nothing_to_do_gives_no_plan():

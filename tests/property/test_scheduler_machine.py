@@ -267,7 +267,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert self.scheduler.load().num_waiting == 0
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     num_pages=st.integers(5, 12),
     depth=st.integers(1, 3),
@@ -314,5 +314,5 @@ def test_everyone_in_a_crowd_finishes_with_the_tokens_of_being_alone(
 
 class TestScheduler(SchedulerMachine.TestCase):  # type: ignore[name-defined,misc]
     settings: ClassVar = settings(
-        max_examples=60, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
+        max_examples=120, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
     )

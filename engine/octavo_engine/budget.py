@@ -5,7 +5,7 @@ The duration of a step is modelled as
     t = floor + per_prefill_token * prefill tokens + per_decode * decoding sequences
 
 with coefficients fitted to observed steps, old ones fading away. While sequences decode, a step takes as many prefill
-tokens as keep t within the target for the gap between two tokens; otherwise, and before the fit is of use, as many as
+tokens as keep t within the target for the gap between two tokens, or as take as long as the decodes; otherwise, and before the fit is of use, as many as
 the limit allows. Prefill always gets a minimum, so that a tight target slows it down and never stops it.
 """
 
@@ -68,7 +68,10 @@ class StepBudget:
         prefill_rate = self.prefill_tokens_per_s
         if self._itl_target_s is None or num_decodes == 0 or prefill_rate == 0.0:
             return hard_room
-        spare_s = self._itl_target_s - self._predict(0, num_decodes)
+        decode_s = self._predict(0, num_decodes)
+        # Where decodes alone miss the target, prefill gets as long as they take: a step at most doubles, and prompts
+        # are not fed in crumbs that cost the machine its rate.
+        spare_s = max(self._itl_target_s - decode_s, decode_s)
         return min(hard_room, max(self.min_chunk, int(spare_s * prefill_rate)))
 
     def observe(self, seconds: float, *, num_prefill_tokens: int, num_decodes: int) -> None:

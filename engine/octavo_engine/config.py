@@ -93,8 +93,11 @@ class EngineConfig(BaseSettings):
         None, ge=1, le=1 << 20, description="most tokens computed in one step; default: 2048 on a GPU, 256 on a CPU"
     )
     max_sequences: int = Field(256, ge=1, le=1 << 16, description="most sequences in one step")
-    itl_target_ms: float = Field(
-        50.0, ge=0, le=60_000, description="gap between tokens that prefill may stretch a step to; 0: no target"
+    itl_target_ms: float | None = Field(
+        None,
+        ge=0,
+        le=60_000,
+        description="gap between tokens that prefill may stretch a step to; 0: no target; default: 50 on a GPU, 250 on a CPU",
     )
     watermark: float = Field(0.03, ge=0, le=0.9, description="share of pages kept free at admission")
 
@@ -136,6 +139,13 @@ class EngineConfig(BaseSettings):
         if self.max_step_tokens is not None:
             return self.max_step_tokens
         return 256 if device == "cpu" else 2048
+
+    def itl_target_s(self, device: str) -> float | None:
+        """Return the target for the gap between tokens in seconds, or None for no target."""
+        milliseconds = self.itl_target_ms
+        if milliseconds is None:
+            milliseconds = 250.0 if device == "cpu" else 50.0
+        return milliseconds / 1000 or None
 
     @classmethod
     def settings_customise_sources(

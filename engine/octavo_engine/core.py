@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import os
 import signal
 import socket
 import sys
@@ -66,6 +67,15 @@ def main(load: Load | None = None) -> int:
         pipe.close()
 
 
+def share_cores() -> None:
+    """Let OpenMP's threads sleep when they have nothing to do; call before torch is imported.
+
+    By default they spin, on a core that the kernels' own threads, the front or another engine could use: with more
+    runnable threads than cores a product then waits for a whole scheduler slice at its barrier.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
 def serve(pipe: CorePipe, config: EngineConfig, load: Load, refusals: tuple[type[Exception], ...] = ()) -> int:
     """Load the model and run its steps; return the exit status.
 
@@ -105,13 +115,12 @@ def serve(pipe: CorePipe, config: EngineConfig, load: Load, refusals: tuple[type
 
 def scheduler_of(config: EngineConfig, facts: ModelFacts) -> Scheduler:
     """Return the scheduler that a configuration and a loaded model ask for."""
-    itl_target_s = config.itl_target_ms / 1000 if config.itl_target_ms > 0 else None
     return Scheduler(
         SchedulerConfig(
             max_sequences=config.max_sequences, max_model_len=facts.max_model_len, watermark=config.watermark
         ),
         PagePool(num_pages=facts.num_pages, page_size=facts.page_size),
-        StepBudget(max_step_tokens=config.step_tokens(facts.device), itl_target_s=itl_target_s),
+        StepBudget(max_step_tokens=config.step_tokens(facts.device), itl_target_s=config.itl_target_s(facts.device)),
     )
 
 

@@ -11,9 +11,10 @@ import torch
 from octavo.model_directory import DEFAULT_MODEL, resolve_model, served_name
 from octavo.revision import model_revision, tokenizer_revision
 
-from octavo_engine.backends.cpu_linear import LinearPacker, NotExact, bfloat16_is_fast
+from octavo_engine.backends.cpu_linear import CpuLinear, NotExact, bfloat16_is_fast
 from octavo_engine.backends.cpu_ops import CpuOps
 from octavo_engine.backends.ops import Ops
+from octavo_engine.backends.row_threads import RowThreads
 from octavo_engine.config import EngineConfig
 from octavo_engine.model_runner import ModelRunner
 from octavo_engine.models.config import ModelConfig, UnsupportedModel, read_config
@@ -117,8 +118,9 @@ def _ops(
     threads = config.threads or os.cpu_count() or 1
     torch.set_num_threads(threads)
     # Tiles cost far more than a tenth at small batches: `auto` then prefers `fast`.
-    packer = LinearPacker(pool.dtype, exact=exact, tiles=config.numerics == "exact")
-    return CpuOps(model, pool, max_len=max_len, threads=threads, packer=packer)
+    row_threads = RowThreads(threads)
+    linear = CpuLinear(pool.dtype, exact=exact, tiles=config.numerics == "exact", threads=row_threads)
+    return CpuOps(model, pool, max_len=max_len, threads=row_threads, linear=linear)
 
 
 def _device(config: EngineConfig) -> torch.device:

@@ -9,7 +9,7 @@ import statistics
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -76,24 +76,28 @@ class _Plan:
 
     async def measure(self) -> list[Result]:
         """Run everything; contenders take turns within each round, so that a slow minute meets all of them."""
-        async with _worker(self._model, self._threads, self._contenders) as worker:
+        async with AsyncExitStack() as stack:
+            err.print("Loading the model for each contender")
+            workers = [
+                await stack.enter_async_context(_worker(self._model, self._threads, each)) for each in self._contenders
+            ]
             if not self._serve:
-                return await self._rounds(worker, None)
+                return await self._rounds(workers, None)
             with tempfile.TemporaryDirectory(prefix="octavo-bench-") as folder:
                 options = StackOptions(
                     state_directory=Path(folder), model=self._model, num_engines=1, threads=self._threads
                 )
-                async with LocalStack(options) as stack, OctavoClient(stack.router.address) as client:
-                    return await self._rounds(worker, client)
+                async with LocalStack(options) as served, OctavoClient(served.router.address) as client:
+                    return await self._rounds(workers, client)
 
-    async def _rounds(self, worker: _Worker, client: OctavoClient | None) -> list[Result]:
+    async def _rounds(self, workers: list[_Worker], client: OctavoClient | None) -> list[Result]:
         results: list[Result] = []
         for concurrency in self._concurrency:
             count = max(concurrency, min(self._requests, 8 * concurrency))
             values: dict[int, list[float]] = {}
             for seed in range(self._repeat + 1):  # round 0 warms up
-                for index in range(len(worker.facts)):
-                    order = {"contender": index, "concurrency": concurrency, "seed": seed, **self._shape}
+                for index, worker in enumerate(workers):
+                    order = {"concurrency": concurrency, "seed": seed, **self._shape}
                     size = count if seed else min(count, concurrency)
                     value = await worker.run(order | {"requests": size})
                     if seed:
@@ -106,15 +110,14 @@ class _Plan:
                     err.print(f"c={concurrency} octavo through the router: {value:.1f} tok/s")
             workload = f"closed:{concurrency}:{self._shape['prompt_len']}:{self._shape['output_len']}"
             for index, runs in values.items():
-                results.append(self._result(worker, index, workload, runs))
+                results.append(self._result(workers[max(index, 0)].facts, workload, runs, served=index < 0))
         return results
 
-    def _result(self, worker: _Worker, index: int, workload: str, runs: list[float]) -> Result:
-        facts = worker.facts[index] if index >= 0 else worker.facts[0] | {"target": "router"}
+    def _result(self, facts: dict[str, Any], workload: str, runs: list[float], *, served: bool) -> Result:
         return Result(
             engine=facts["engine"],
             variant=facts.get("numerics", facts["dtype"]),
-            target=facts.get("target", "offline"),
+            target="router" if served else "offline",
             workload=workload,
             metric="out_tok_s",
             value=statistics.median(runs),
@@ -124,14 +127,14 @@ class _Plan:
 
 
 class _Worker:
-    """The process that holds engine and peers."""
+    """The process that holds one contender."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
-        self.facts: list[dict[str, Any]] = []
+        self.facts: dict[str, Any] = {}
 
     async def start(self) -> None:
-        self.facts = (await self._answer())["contenders"]
+        self.facts = (await self._answer())["facts"]
 
     async def run(self, order: Mapping[str, Any]) -> float:
         assert self._process.stdin is not None  # noqa: S101  # started with a pipe
@@ -142,18 +145,17 @@ class _Worker:
     async def _answer(self) -> dict[str, Any]:
         assert self._process.stdout is not None  # noqa: S101  # started with a pipe
         while line := await self._process.stdout.readline():
-            if line.startswith((b'{"contenders"', b'{"tokens_per_s"')):
+            if line.startswith((b'{"facts"', b'{"tokens_per_s"')):
                 answer: dict[str, Any] = json.loads(line)
                 return answer
         raise Failed("the benchmark's worker ended; its errors stand above")
 
 
 @asynccontextmanager
-async def _worker(model: str, threads: int, contenders: list[str]) -> AsyncIterator[_Worker]:
-    err.print("Loading the model for each contender")
+async def _worker(model: str, threads: int, contender: str) -> AsyncIterator[_Worker]:
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-P", "-m", "octavo_engine.bench", "--model", model, "--threads", str(threads)),
-        *("--contenders", *contenders),
+        *("--contender", contender),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         limit=_LINE_LIMIT,

@@ -11,8 +11,7 @@ from octavo_kernels.cpu.attention import attention
 from octavo_kernels.cpu.rope_write import rope_write
 from octavo_kernels.cpu.rows import add_rms_norm, rms_norm, silu_mul
 
-from octavo_engine.backends import cpu_linear
-from octavo_engine.backends.cpu_linear import LinearPacker, PackedLinear
+from octavo_engine.backends.cpu_linear import CpuLinear, PackedLinear
 from octavo_engine.backends.row_threads import RowThreads
 from octavo_engine.batch import Batch
 from octavo_engine.models.config import ModelConfig
@@ -28,16 +27,16 @@ class CpuOps:
     """Operations of the `torch` backend over one page pool [P, L, 2, K, page_size, D]."""
 
     def __init__(
-        self, config: ModelConfig, pool: torch.Tensor, *, max_len: int, threads: int, packer: LinearPacker
+        self, config: ModelConfig, pool: torch.Tensor, *, max_len: int, threads: RowThreads, linear: CpuLinear
     ) -> None:
         self._config = config
         self._dtype = pool.dtype
-        self._packer = packer
+        self._linear = linear
         self._pool = pool
         self._flat_pool = _flat(pool)
         self._page_size = pool.shape[4]
         self._page_stride = np.int64(pool.stride(0))
-        self._threads = RowThreads(threads)
+        self._threads = threads
         self._cos_sin = cos_sin_table(config.rope, config.head_dim, max_len).numpy().reshape(-1)
         self._eps = np.float32(config.rms_norm_eps)
         self._scale = np.float32(config.head_dim**-0.5)
@@ -60,7 +59,7 @@ class CpuOps:
 
     def prepare_linear(self, linear: Linear) -> PackedLinear:
         """Pack a weight for oneDNN."""
-        return self._packer.pack(linear)
+        return self._linear.pack(linear)
 
     def prepare_vector(self, vector: torch.Tensor) -> torch.Tensor:
         """Return the vector in float32, which norms compute in."""
@@ -76,7 +75,7 @@ class CpuOps:
 
     def linear(self, x: torch.Tensor, weight: PackedLinear) -> torch.Tensor:
         """Return x @ weight.T + bias."""
-        return cpu_linear.apply(x, weight)
+        return self._linear.apply(x, weight)
 
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """Return the normalized rows."""

@@ -13,8 +13,8 @@ from octavo_kernels.norm import add_rmsnorm, rmsnorm
 from octavo_kernels.rope_write import rope_qknorm_write
 from octavo_kernels.sampling import sample, sample_workspace_size
 
-from octavo_engine.backends import cpu_linear
-from octavo_engine.backends.cpu_linear import LinearPacker
+from octavo_engine.backends.cpu_linear import CpuLinear
+from octavo_engine.backends.row_threads import RowThreads
 from octavo_engine.batch import Batch
 from octavo_engine.models.config import ModelConfig
 from octavo_engine.models.rope import cos_sin_table
@@ -31,7 +31,9 @@ class TritonOps:
         self._cos_sin = cos_sin_table(config.rope, config.head_dim, max_len).to(self._device)
         self._scale = config.head_dim**-0.5
         # Interpreted kernels compute on the CPU; products there must not see their neighbours either.
-        self._packer = LinearPacker(pool.dtype, exact=True, tiles=True) if pool.device.type == "cpu" else None
+        self._on_cpu = (
+            CpuLinear(pool.dtype, exact=True, tiles=True, threads=RowThreads(1)) if pool.device.type == "cpu" else None
+        )
         sizes = (
             decode_workspace_size(max_sequences, config.num_heads, config.head_dim, max_len + pool.shape[4]),
             sample_workspace_size(max_sequences, config.vocab_size),
@@ -40,8 +42,8 @@ class TritonOps:
 
     def prepare_linear(self, linear: Linear) -> Any:
         """Bring a weight to the device."""
-        if self._packer is not None:
-            return self._packer.pack(linear)
+        if self._on_cpu is not None:
+            return self._on_cpu.pack(linear)
         bias = None if linear.bias is None else linear.bias.to(self._device, self._dtype)
         return Linear(weight=linear.weight.to(self._device, self._dtype), bias=bias)
 
@@ -59,8 +61,8 @@ class TritonOps:
 
     def linear(self, x: torch.Tensor, weight: Any) -> torch.Tensor:
         """Return x @ weight.T + bias."""
-        if self._packer is not None:
-            return cpu_linear.apply(x, weight)
+        if self._on_cpu is not None:
+            return self._on_cpu.apply(x, weight)
         return torch.nn.functional.linear(x, weight.weight, weight.bias)
 
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

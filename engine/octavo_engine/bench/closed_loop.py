@@ -5,28 +5,15 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 from octavo.page_hash import token_bytes
 from octavo.workloads import Job
 
 from octavo_engine import messages
+from octavo_engine.bench.measured import Measured
 from octavo_engine.offline import OfflineEngine
 
 _keys = itertools.count()
-
-
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """What a run gave: output tokens and seconds from the first submit to the last token."""
-
-    output_tokens: int
-    seconds: float
-
-    @property
-    def tokens_per_s(self) -> float:
-        """Output tokens per second, prefill included."""
-        return self.output_tokens / self.seconds
 
 
 def run_closed_loop(engine: OfflineEngine, jobs: Sequence[Job], concurrency: int) -> Measured:

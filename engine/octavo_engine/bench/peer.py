@@ -11,7 +11,7 @@ import torch
 import transformers
 from octavo.workloads import Job
 
-from octavo_engine.bench.closed_loop import Measured
+from octavo_engine.bench.measured import Measured
 
 
 class TransformersPeer:

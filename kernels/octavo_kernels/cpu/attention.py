@@ -62,31 +62,36 @@ def attention(
             for head in range(K):
                 for g in range(G):
                     q_base = (row * H + head * G + g) * D
+                    source = q[q_base : q_base + D]
                     for d in range(D):
-                        query[d] = load(q, q_base + d)
+                        query[d] = load(source, d)
                     for page in range(first_page, num_pages):
                         base = np.int64(tables[sequence, page]) * page_stride + k_offset + head * PAGE * D
                         keys = pool[base : base + PAGE * D]
+                        tile = scores[g, page * PAGE : (page + 1) * PAGE]
                         for j in range(PAGE):
                             dot = np.float32(0)
                             for d in range(D):
                                 dot += query[d] * load(keys, j * D + d)
-                            scores[g, page * PAGE + j] = dot
+                            tile[j] = dot
                 for g in range(G):
+                    # Slices, because their indices are known not to be negative, so that loops over them vectorize.
+                    seen = scores[g, begin:end]
+                    length = end - begin
                     top = np.float32(-3.0e38)
-                    for j in range(begin, end):
-                        top = max(top, scores[g, j])
-                    for j in range(begin, end):
-                        x = max((scores[g, j] - top) * to_base_2, np.float32(-126.0))
-                        scores[g, j], exponent_bits[j] = exp2_parts(x)
+                    for j in range(length):
+                        top = max(top, seen[j])
+                    for j in range(length):
+                        x = max((seen[j] - top) * to_base_2, np.float32(-126.0))
+                        seen[j], exponent_bits[j] = exp2_parts(x)
                     total = np.float32(0)
-                    for j in range(begin, end):
-                        weight = scores[g, j] * exponent[j]
-                        scores[g, j] = weight
+                    for j in range(length):
+                        weight = seen[j] * exponent[j]
+                        seen[j] = weight
                         total += weight
                     inverse = np.float32(1) / total
-                    for j in range(begin, end):
-                        scores[g, j] *= inverse
+                    for j in range(length):
+                        seen[j] *= inverse
                     for d in range(D):
                         acc[g, d] = np.float32(0)
                 for page in range(first_page, num_pages):
@@ -95,36 +100,34 @@ def attention(
                     j_begin = max(0, begin - page * PAGE)
                     j_end = min(PAGE, end - page * PAGE)
                     for g in range(G):
+                        weights = scores[g, page * PAGE : (page + 1) * PAGE]
+                        total_g = acc[g]
                         j = j_begin
                         # Eight keys at a time keep the accumulator in registers longer; the split depends on the
                         # row's own position only.
                         while j + 8 <= j_end:
-                            w0 = scores[g, page * PAGE + j]
-                            w1 = scores[g, page * PAGE + j + 1]
-                            w2 = scores[g, page * PAGE + j + 2]
-                            w3 = scores[g, page * PAGE + j + 3]
-                            w4 = scores[g, page * PAGE + j + 4]
-                            w5 = scores[g, page * PAGE + j + 5]
-                            w6 = scores[g, page * PAGE + j + 6]
-                            w7 = scores[g, page * PAGE + j + 7]
-                            o = j * D
+                            w0, w1, w2, w3 = weights[j], weights[j + 1], weights[j + 2], weights[j + 3]
+                            w4, w5, w6, w7 = weights[j + 4], weights[j + 5], weights[j + 6], weights[j + 7]
+                            eight = values[j * D : (j + 8) * D]
                             for d in range(D):
-                                acc[g, d] += (
-                                    (w0 * load(values, o + d) + w1 * load(values, o + D + d))
-                                    + (w2 * load(values, o + 2 * D + d) + w3 * load(values, o + 3 * D + d))
+                                total_g[d] += (
+                                    (w0 * load(eight, d) + w1 * load(eight, D + d))
+                                    + (w2 * load(eight, 2 * D + d) + w3 * load(eight, 3 * D + d))
                                 ) + (
-                                    (w4 * load(values, o + 4 * D + d) + w5 * load(values, o + 5 * D + d))
-                                    + (w6 * load(values, o + 6 * D + d) + w7 * load(values, o + 7 * D + d))
+                                    (w4 * load(eight, 4 * D + d) + w5 * load(eight, 5 * D + d))
+                                    + (w6 * load(eight, 6 * D + d) + w7 * load(eight, 7 * D + d))
                                 )
                             j += 8
                         while j < j_end:
-                            weight = scores[g, page * PAGE + j]
+                            weight = weights[j]
+                            one = values[j * D : (j + 1) * D]
                             for d in range(D):
-                                acc[g, d] += weight * load(values, j * D + d)
+                                total_g[d] += weight * load(one, d)
                             j += 1
                 for g in range(G):
                     o = (row * H + head * G + g) * D
+                    target = out[o : o + D]
                     for d in range(D):
-                        store(out, o + d, acc[g, d])
+                        store(target, d, acc[g, d])
 
     return attend

@@ -9,7 +9,7 @@ from numba import njit, types
 from numba.extending import overload
 
 # Reassociation lets LLVM use vectors for sums; the order is then fixed by the compiled code, never by the batch.
-FAST = {"reassoc", "contract", "nsz", "arcp"}
+FAST = {"reassoc", "contract", "nsz", "arcp", "nnan", "ninf"}
 
 
 def load(array: Any, index: Any) -> Any:

@@ -41,10 +41,11 @@ def rope_write(
             angles = positions[row] * D
             page = slots[row] // PAGE
             offset = slots[row] % PAGE
+            table = cos_sin[angles : angles + D]
             for h in range(H + K):
-                source = (row * (H + 2 * K) + h) * D
+                source = qkv[(row * (H + 2 * K) + h) * D : (row * (H + 2 * K) + h + 1) * D]
                 for d in range(D):
-                    head[d] = load(qkv, source + d)
+                    head[d] = load(source, d)
                 if qk_norm:
                     square = np.float32(0)
                     for d in range(D):
@@ -57,21 +58,19 @@ def rope_write(
                         for d in range(D):
                             head[d] = head[d] * inverse * k_weight[d]
                 if h < H:
-                    target = (row * H + h) * D
-                    for d in range(HALF):
-                        cos, sin = cos_sin[angles + d], cos_sin[angles + HALF + d]
-                        store(q_out, target + d, head[d] * cos - head[HALF + d] * sin)
-                        store(q_out, target + HALF + d, head[HALF + d] * cos + head[d] * sin)
+                    target = q_out[(row * H + h) * D : (row * H + h + 1) * D]
                 else:
-                    target = page * page_stride + k_offset + ((h - H) * PAGE + offset) * D
-                    for d in range(HALF):
-                        cos, sin = cos_sin[angles + d], cos_sin[angles + HALF + d]
-                        store(pool, target + d, head[d] * cos - head[HALF + d] * sin)
-                        store(pool, target + HALF + d, head[HALF + d] * cos + head[d] * sin)
+                    start = page * page_stride + k_offset + ((h - H) * PAGE + offset) * D
+                    target = pool[start : start + D]
+                for d in range(HALF):
+                    cos, sin = table[d], table[HALF + d]
+                    store(target, d, head[d] * cos - head[HALF + d] * sin)
+                    store(target, HALF + d, head[HALF + d] * cos + head[d] * sin)
             for h in range(K):
-                source = (row * (H + 2 * K) + H + K + h) * D
-                target = page * page_stride + v_offset + (h * PAGE + offset) * D
+                source = qkv[(row * (H + 2 * K) + H + K + h) * D : (row * (H + 2 * K) + H + K + h + 1) * D]
+                start = page * page_stride + v_offset + (h * PAGE + offset) * D
+                target = pool[start : start + D]
                 for d in range(D):
-                    pool[target + d] = qkv[source + d]
+                    target[d] = source[d]
 
     return write

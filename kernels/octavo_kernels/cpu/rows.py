@@ -23,14 +23,14 @@ def rms_norm(*, size: int) -> Callable[..., None]:
     @njit(fastmath=FAST, nogil=True, error_model="numpy", boundscheck=False, cache=True)
     def norm(x: Any, weight: Any, eps: Any, first: Any, last: Any, out: Any) -> None:
         for row in range(first, last):
-            base = row * size
+            source, target = x[row * size : (row + 1) * size], out[row * size : (row + 1) * size]
             square = np.float32(0)
             for i in range(size):
-                value = load(x, base + i)
+                value = load(source, i)
                 square += value * value
             inverse = np.float32(1) / np.sqrt(square / np.float32(size) + eps)
             for i in range(size):
-                store(out, base + i, load(x, base + i) * inverse * weight[i])
+                store(target, i, load(source, i) * inverse * weight[i])
 
     return norm
 
@@ -46,16 +46,17 @@ def add_rms_norm(*, size: int) -> Callable[..., None]:
     @njit(fastmath=FAST, nogil=True, error_model="numpy", boundscheck=False, cache=True)
     def norm(x: Any, residual: Any, weight: Any, eps: Any, first: Any, last: Any, out: Any) -> None:
         for row in range(first, last):
-            base = row * size
+            added, target = x[row * size : (row + 1) * size], out[row * size : (row + 1) * size]
+            total = residual[row * size : (row + 1) * size]
+            for i in range(size):
+                store(total, i, load(total, i) + load(added, i))
             square = np.float32(0)
             for i in range(size):
-                store(residual, base + i, load(residual, base + i) + load(x, base + i))
-            for i in range(size):
-                value = load(residual, base + i)
+                value = load(total, i)
                 square += value * value
             inverse = np.float32(1) / np.sqrt(square / np.float32(size) + eps)
             for i in range(size):
-                store(out, base + i, load(residual, base + i) * inverse * weight[i])
+                store(target, i, load(total, i) * inverse * weight[i])
 
     return norm
 
@@ -73,17 +74,18 @@ def silu_mul(*, size: int) -> Callable[..., None]:
         exponent_bits = np.empty(size, np.int32)
         exponent = exponent_bits.view(np.float32)
         mantissa = np.empty(size, np.float32)
+        # Rows are sliced, not indexed: a slice's indices are known not to be negative, so loops over it vectorize.
         for row in range(first, last):
-            gate = row * 2 * size
+            gate = gate_up[2 * row * size : (2 * row + 1) * size]
+            up = gate_up[(2 * row + 1) * size : (2 * row + 2) * size]
+            target = out[row * size : (row + 1) * size]
             for i in range(size):
                 # exp(-gate) as a power of 2, clamped where float32 would overflow.
-                x = min(
-                    max(load(gate_up, gate + i) * np.float32(-1.4426950408889634), np.float32(-126.0)),
-                    np.float32(126.0),
-                )
+                x = load(gate, i) * np.float32(-1.4426950408889634)
+                x = min(max(x, np.float32(-126.0)), np.float32(126.0))
                 mantissa[i], exponent_bits[i] = exp2_parts(x)
             for i in range(size):
-                value = load(gate_up, gate + i) / (np.float32(1) + mantissa[i] * exponent[i])
-                store(out, row * size + i, value * load(gate_up, gate + size + i))
+                value = load(gate, i) / (np.float32(1) + mantissa[i] * exponent[i])
+                store(target, i, value * load(up, i))
 
     return activate

@@ -44,9 +44,14 @@ def test_the_target_does_not_bind_when_nobody_waits_for_the_next_token():
     assert budget.prefill_room(0) == 1024
 
 
-def test_prefill_gets_its_minimum_however_tight_the_target():
-    budget = taught(StepBudget(max_step_tokens=1024, itl_target_s=0.001, min_chunk=16))
-    assert budget.prefill_room(32) == 16
+def test_a_target_that_decodes_alone_miss_lets_the_step_double():
+    budget = taught(StepBudget(max_step_tokens=1024, itl_target_s=0.001))
+    assert budget.prefill_room(32) == pytest.approx((0.005 + 32 * 0.0002) / 0.0001, rel=0.15)
+
+
+def test_prefill_gets_its_minimum_however_short_a_step_is():
+    budget = taught(StepBudget(max_step_tokens=1024, itl_target_s=0.001, min_chunk=16), floor=0.0, per_decode=0.00001)
+    assert budget.prefill_room(1) == 16
 
 
 def test_the_hard_limit_holds_against_the_minimum():

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import sys
 from collections.abc import Sequence
 
 import structlog
-import uvloop
 from octavo.attributes import Log
 from octavo.logs import configure_logs
+from octavo.process import run, tell_problems
+from octavo.settings import EXIT_CONFIG, ConfigError
 
-from octavo_engine.config import EXIT_CONFIG, ConfigError, EngineConfig, load_config
+from octavo_engine.config import EngineConfig, load_config
 from octavo_engine.core_process import CORE_COMMAND, CoreProcess
 from octavo_engine.front import Front
 
@@ -28,11 +28,9 @@ def main(arguments: Sequence[str] | None = None, core_command: Sequence[str] = C
         config = load_config(sys.argv[1:] if arguments is None else arguments, os.environ)
         configure_logs(level=config.log_level, form=config.log_form)
         structlog.contextvars.bind_contextvars(**{Log.ENGINE_ID: config.engine_id})
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            return runner.run(_serve(config, core_command))
+        return run(_serve(config, core_command))
     except ConfigError as error:
-        for problem in error.problems:
-            print(f"octavo-engine: {problem}", file=sys.stderr)  # noqa: T201 - for people, before there is a log
+        tell_problems("octavo-engine", error.problems)
         return EXIT_CONFIG
 
 

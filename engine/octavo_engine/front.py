@@ -4,28 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import signal
-import sys
 import time
 from collections.abc import Coroutine
 from contextlib import AsyncExitStack
-from importlib import metadata
 from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 from octavo.errors import Unavailable
+from octavo.process import StopRequest, package_version, write_ready_file
 from octavo.redis_keys import RedisKeys
+from octavo.serving import MetricsPage
+from octavo.settings import ConfigError
 from octavo.tracing import tracer, tracer_provider
 from octavo.v1 import engine_pb2
 
 from octavo_engine import messages
 from octavo_engine.admin import AdminService
 from octavo_engine.clock import Clock
-from octavo_engine.config import ConfigError, EngineConfig, split_address
+from octavo_engine.config import EngineConfig
 from octavo_engine.core_process import CoreProcess
-from octavo_engine.identity import engine_info, write_ready_file
+from octavo_engine.identity import engine_info
 from octavo_engine.link import Link
-from octavo_engine.metrics import Metrics, MetricsServer
+from octavo_engine.metrics import Metrics
 from octavo_engine.page_events import ResidentPages, publish
 from octavo_engine.readiness import Readiness
 from octavo_engine.request_log import log_finished
@@ -61,7 +61,7 @@ class Front:
         self._config = config
         self._core = core
         self._epoch = time.time_ns()
-        self._version = metadata.version("octavo-serve")
+        self._version = package_version()
         clock = Clock.now()
         self._tracing = tracer_provider(
             service="octavo-engine",
@@ -86,8 +86,7 @@ class Front:
         self._registry: Registry | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._exit: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        self._stop = asyncio.Event()
-        self._hurry = asyncio.Event()
+        self._stop = StopRequest()
         self._flushed: asyncio.Queue[int] = asyncio.Queue(maxsize=1)
         self._drain_lock = asyncio.Lock()
         self._is_draining = False
@@ -100,20 +99,20 @@ class Front:
         async with AsyncExitStack() as stack:
             stack.push_async_callback(asyncio.to_thread, self._tracing.shutdown)
             stack.push_async_callback(self._stop_core)
-            metrics_server = MetricsServer(self._metrics, *split_address(config.metrics_listen))
-            stack.push_async_callback(asyncio.to_thread, metrics_server.close)
+            page = MetricsPage(self._metrics.registry, config.metrics_listen)
+            stack.push_async_callback(asyncio.to_thread, page.close)
             stack.push_async_callback(self._cancel_tasks)
             servers = await Servers.start(config, self._service, self._admin, self._readiness)
             stack.push_async_callback(servers.stop)
             stack.callback(self._finish_links)
             _log.info("engine_bound", address=servers.address, admin_address=servers.admin_address)
-            self._watch_signals()
-            self._own(self._read_core(servers, metrics_server), "core")
+            self._stop.watch_signals()
+            self._own(self._read_core(servers, page), "core")
             self._own(self._pulse(), "pulse")
             self._own(publish(self._pages, self._tell_pages), "pages")
             self._own(self._drain_on_stop(), "stop")
             if config.exit_with_stdin:
-                self._own(self._watch_stdin(), "stdin")
+                self._stop.watch_stdin(hurry=True)
             status = await self._exit
         _log.info("engine_stopped", status=status)
         return status
@@ -161,7 +160,7 @@ class Front:
             await self._registry.leave("drain")
 
     async def _idle_within(self, grace_s: float) -> None:
-        waits = [asyncio.ensure_future(self._switchboard.idle.wait()), asyncio.ensure_future(self._hurry.wait())]
+        waits = [asyncio.ensure_future(self._switchboard.idle.wait()), asyncio.ensure_future(self._stop.hurried.wait())]
         try:
             await asyncio.wait(waits, timeout=grace_s, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -169,19 +168,19 @@ class Front:
                 wait.cancel()
 
     async def _drain_on_stop(self) -> None:
-        await self._stop.wait()
+        await self._stop.asked.wait()
         await self.drain(None)
         self._finish(0)
 
     # --- the core ---
 
-    async def _read_core(self, servers: Servers, metrics_server: MetricsServer) -> None:
+    async def _read_core(self, servers: Servers, page: MetricsPage) -> None:
         async for report in self._core.reports():
             self._is_core_ended = isinstance(report, messages.Failed)
             if isinstance(report, messages.StepFrame):
                 self._switchboard.take_step(report)
             elif isinstance(report, messages.Ready):
-                await self._open(report, servers, metrics_server)
+                await self._open(report, servers, page)
             elif isinstance(report, messages.Progress):
                 self._tell_progress(report)
             elif isinstance(report, messages.Flushed):
@@ -195,7 +194,7 @@ class Front:
         if not self._exit.done():
             await self._lose_core()
 
-    async def _open(self, ready: messages.Ready, servers: Servers, metrics_server: MetricsServer) -> None:
+    async def _open(self, ready: messages.Ready, servers: Servers, page: MetricsPage) -> None:
         config = self._config
         validator = Validator(ready)
         info = engine_info(config, ready, validator, epoch=self._epoch, version=self._version)
@@ -219,11 +218,10 @@ class Front:
         gc.freeze()  # what lives now lives on: later collections need not look at it, and stay short
         _log.info("model_loaded", model=ready.model_name, num_pages=ready.num_pages, load_s=round(ready.load_s, 3))
         await self._readiness.release("loading")
-        host, _ = split_address(config.metrics_listen)
         addresses = {
             "address": address,
             "admin_address": servers.admin_address,
-            "metrics_address": f"{host}:{metrics_server.port}",
+            "metrics_address": page.address,
         }
         if config.ready_file is not None:
             write_ready_file(config.ready_file, addresses)
@@ -269,26 +267,6 @@ class Front:
         if self._registry is not None:
             self._registry.publish(events)
 
-    def _watch_signals(self) -> None:
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._signalled)
-
-    def _signalled(self) -> None:
-        if self._stop.is_set():
-            self._hurry.set()
-        self._stop.set()
-
-    async def _watch_stdin(self) -> None:
-        reader = asyncio.StreamReader()
-        loop = asyncio.get_running_loop()
-        await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
-        while await reader.read(1024):
-            pass
-        _log.info("stdin_ended")
-        self._hurry.set()
-        self._stop.set()
-
     def _own(self, work: Coroutine[Any, Any, None], name: str) -> None:
         task = asyncio.create_task(work, name=name)
         self._tasks.add(task)
@@ -324,4 +302,4 @@ class Front:
 
     async def _stop_core(self) -> None:
         is_loading = not self._switchboard.is_open and not self._is_core_ended  # then it does not listen yet
-        await self._core.stop(0.0 if self._hurry.is_set() or is_loading else _CORE_STOP_S)
+        await self._core.stop(0.0 if self._stop.hurried.is_set() or is_loading else _CORE_STOP_S)

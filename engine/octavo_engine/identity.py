@@ -1,10 +1,6 @@
-"""What an engine says about itself: to routers once its model is loaded, to a supervisor once it listens."""
+"""What an engine says about itself to routers, once its model is loaded."""
 
 from __future__ import annotations
-
-import json
-import os
-from pathlib import Path
 
 from octavo.v1 import engine_pb2, types_pb2
 
@@ -40,10 +36,3 @@ def engine_info(
         version=version,
         page_hash_root=validator.page_hash_root,
     )
-
-
-def write_ready_file(path: Path, addresses: dict[str, str]) -> None:
-    """Write the bound addresses where a supervisor waits for them; whoever sees the file sees all of it."""
-    part = path.with_name(f"{path.name}.part")
-    part.write_text(json.dumps(addresses | {"pid": os.getpid()}), encoding="utf-8")
-    part.replace(path)

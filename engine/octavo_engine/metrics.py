@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import threading
 from typing import Final
-from wsgiref.simple_server import WSGIServer
 
 from octavo.attributes import Metric
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from octavo_engine.config import ConfigError
 from octavo_engine.live_request import LiveRequest
 from octavo_engine.messages import StepFrame
 from octavo_engine.sequence import FinishReason
@@ -100,31 +97,3 @@ class Metrics:
     def redis_up(self, up: bool) -> None:  # noqa: FBT001 - the value of a gauge
         """Note whether Redis answers."""
         self._redis_up.set(up)
-
-
-class MetricsServer:
-    """The metrics page, served by a thread of its own.
-
-    Args:
-        metrics: what it shows.
-        host: where it listens.
-        port: 0 picks a free one.
-
-    Raises:
-        ConfigError: the address is not free.
-    """
-
-    def __init__(self, metrics: Metrics, host: str, port: int) -> None:
-        self._server: WSGIServer
-        self._thread: threading.Thread
-        try:
-            self._server, self._thread = start_http_server(port, host, registry=metrics.registry)
-        except OSError as error:
-            raise ConfigError([f"metrics_listen: {host}:{port} cannot be listened to: {error.strerror}"]) from error
-        self.port = int(self._server.server_port)
-
-    def close(self) -> None:
-        """Stop serving."""
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()

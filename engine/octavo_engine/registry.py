@@ -9,10 +9,10 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
-from typing import Final
 
 import redis.asyncio
 import structlog
+from octavo.redis_client import connect
 from octavo.redis_keys import (
     FLEET_MAXLEN,
     LEASE_PERIOD_S,
@@ -24,11 +24,8 @@ from octavo.redis_keys import (
     RedisKeys,
 )
 from octavo.v1 import engine_pb2
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
-SOCKET_TIMEOUT_S: Final = 0.25
 _MAX_PENDING_EVENTS = 1024
 _MAX_EVENTS_PER_WRITE = 128
 
@@ -59,13 +56,7 @@ class Registry:
         load: Callable[[], engine_pb2.Load],
         on_change: Callable[[bool], None],
     ) -> None:
-        self._redis = redis.asyncio.Redis.from_url(
-            url,
-            socket_timeout=SOCKET_TIMEOUT_S,
-            socket_connect_timeout=SOCKET_TIMEOUT_S,
-            retry=Retry(NoBackoff(), 0),
-            max_connections=2,
-        )
+        self._redis = connect(url, max_connections=2)
         self._keys = keys
         self._info = info
         self._address = address

@@ -7,12 +7,12 @@ from typing import Final
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from octavo.rpc_errors import ErrorInterceptor
+from octavo.serving import bind, enable_reflection
 from octavo.v1 import admin_pb2, admin_pb2_grpc, engine_pb2, engine_pb2_grpc
 
 from octavo_engine.admin import AdminService
-from octavo_engine.config import ConfigError, EngineConfig, split_address
-from octavo_engine.interceptor import ErrorInterceptor
+from octavo_engine.config import EngineConfig
 from octavo_engine.readiness import Readiness
 from octavo_engine.service import EngineService
 
@@ -53,7 +53,7 @@ class Servers:
         """Start listening.
 
         Raises:
-            ConfigError: an address is not free.
+            ListenError: an address is not free.
         """
         await readiness.hold("loading")
         engine_server, admin_server = _server(), _server()
@@ -61,11 +61,9 @@ class Servers:
         admin_pb2_grpc.add_AdminServiceServicer_to_server(admin, admin_server)
         for server, descriptor in ((engine_server, engine_pb2), (admin_server, admin_pb2)):
             health_pb2_grpc.add_HealthServicer_to_server(readiness.servicer, server)
-            names = [service.full_name for service in descriptor.DESCRIPTOR.services_by_name.values()]
-            health_name = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
-            reflection.enable_server_reflection([*names, health_name, reflection.SERVICE_NAME], server)
-        address = _bind(engine_server, config.listen, "listen")
-        admin_address = _bind(admin_server, config.admin_listen, "admin_listen")
+            enable_reflection(server, (descriptor.DESCRIPTOR, health_pb2.DESCRIPTOR))
+        address = bind(engine_server, config.listen, "listen")
+        admin_address = bind(admin_server, config.admin_listen, "admin_listen")
         await engine_server.start()
         await admin_server.start()
         return cls((engine_server, admin_server), address, admin_address)
@@ -78,11 +76,3 @@ class Servers:
 
 def _server() -> grpc.aio.Server:
     return grpc.aio.server(interceptors=(ErrorInterceptor(),), options=_OPTIONS)
-
-
-def _bind(server: grpc.aio.Server, address: str, key: str) -> str:
-    try:
-        port = server.add_insecure_port(address)
-    except RuntimeError as error:
-        raise ConfigError([f"{key}: {address} cannot be listened to; is another process using it?"]) from error
-    return f"{split_address(address)[0]}:{port}"

@@ -15,14 +15,12 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import TypeVar, cast
 
-import redis.asyncio as aioredis
 import structlog
 from google.protobuf.message import DecodeError, Message
 from octavo import redis_keys
+from octavo.redis_client import connect
 from octavo.redis_keys import Entry, Lease, RedisKeys
 from octavo.v1 import engine_pb2
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from octavo_router.fleet import Fleet
@@ -31,7 +29,6 @@ _log = structlog.get_logger("octavo.router.redis")
 
 _BLOCK_MS = 250
 _READ_TIMEOUT_S = 1.0
-_TIMEOUT_S = 0.25
 _LEASE_CHECK_S = 0.5
 _REMEMBER_S = 120.0
 _FIRST_BACKOFF_S = 0.1
@@ -57,8 +54,8 @@ class RedisBus:
         self._keys = keys
         self._router_id = router_id
         self._fleet = fleet
-        self._reader = _client(url, _READ_TIMEOUT_S)
-        self._client = _client(url, _TIMEOUT_S)
+        self._reader = connect(url, timeout_s=_READ_TIMEOUT_S)
+        self._client = connect(url)
         self._seen_at: dict[str, float] = {}  # engine id -> when it last held a lease
         self._positions: _Positions = {}  # stream key -> id of the last entry read
         self._page_streams: dict[str, str] = {}  # stream key -> engine id
@@ -218,16 +215,6 @@ class RedisBus:
                     approximate=True,
                 )
             await pipeline.execute()
-
-
-def _client(url: str, timeout_s: float) -> aioredis.Redis:
-    return aioredis.Redis.from_url(
-        url,
-        protocol=2,
-        socket_timeout=timeout_s,
-        socket_connect_timeout=_TIMEOUT_S,
-        retry=Retry(NoBackoff(), 0),
-    )
 
 
 def _text(raw: bytes) -> str:

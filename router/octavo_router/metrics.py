@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import socket
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-
 from octavo.attributes import Metric
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-from prometheus_client.exposition import MetricsHandler
 
 _TTFT_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)
 _TPOT_BUCKETS = (0.001, 0.002, 0.003, 0.005, 0.007, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1, 2.5)
@@ -44,30 +39,3 @@ class RouterMetrics:
         self.resident_pages = Gauge(
             Metric.ROUTER_RESIDENT_PAGES, "Page hashes in the directory", ["engine_id"], registry=registry
         )
-
-
-class MetricsPage:
-    """Serves a registry over HTTP for Prometheus, in threads of its own."""
-
-    def __init__(self, registry: CollectorRegistry, listen: str) -> None:
-        host, _, port = listen.rpartition(":")
-        self._server = _HttpServer((host.strip("[]"), int(port)), MetricsHandler.factory(registry))
-        self.address = f"{host}:{self._server.server_port}"
-        self._thread = threading.Thread(
-            target=self._server.serve_forever, kwargs={"poll_interval": 0.1}, name="metrics", daemon=True
-        )
-        self._thread.start()
-
-    def close(self) -> None:
-        """Stop serving; takes up to 0.1 s."""
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
-
-
-class _HttpServer(ThreadingHTTPServer):
-    daemon_threads = True
-
-    def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
-        self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
-        super().__init__(address, handler)

@@ -6,16 +6,17 @@ import asyncio
 import json
 from collections import Counter
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import grpc
 import structlog
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio
-from grpc_reflection.v1alpha import reflection
 from octavo.model_directory import resolve_model
+from octavo.process import package_version
 from octavo.redis_keys import RedisKeys
+from octavo.rpc_errors import ErrorInterceptor
+from octavo.serving import MetricsPage, bind, enable_reflection
 from octavo.tracing import tracer, tracer_provider
 from octavo.v1 import admin_pb2, admin_pb2_grpc, inference_pb2, inference_pb2_grpc
 from opentelemetry.sdk.trace.export import SpanExporter
@@ -26,8 +27,7 @@ from octavo_router.bus import RedisBus
 from octavo_router.config import RouterConfig
 from octavo_router.dispatch import DispatchLimits
 from octavo_router.fleet import Fleet
-from octavo_router.interceptor import ErrorInterceptor
-from octavo_router.metrics import MetricsPage, RouterMetrics
+from octavo_router.metrics import RouterMetrics
 from octavo_router.policy import Weights
 from octavo_router.routing import Routing
 from octavo_router.service import InferenceService, ServiceLimits
@@ -37,8 +37,6 @@ from octavo_router.tokenizer import Tokenizer, TokenizerThreads
 _log = structlog.get_logger("octavo.router")
 
 _INFERENCE = inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name
-_ADMIN = admin_pb2.DESCRIPTOR.services_by_name["AdminService"].full_name
-_REFLECTION = reflection.SERVICE_NAME
 _GAUGE_PERIOD_S = 1.0
 _MESSAGE_SLACK_BYTES = 1 << 20
 
@@ -50,13 +48,6 @@ class Bound:
     address: str
     admin_address: str
     metrics_address: str
-
-
-class ListenError(Exception):
-    """An address cannot be listened at: it is in use, or not this machine's."""
-
-    def __init__(self, address: str) -> None:
-        super().__init__(f"cannot listen at {address}: it is in use, or not an address of this machine")
 
 
 class RouterServer:
@@ -78,7 +69,7 @@ class RouterServer:
         self._provider = tracer_provider(
             service="octavo-router",
             instance=config.router_id,
-            version=_version(),
+            version=package_version(),
             endpoint=config.otlp_endpoint,
             sample_ratio=config.trace_sample_ratio,
             exporter=exporter,
@@ -120,14 +111,11 @@ class RouterServer:
         admin_pb2_grpc.add_AdminServiceServicer_to_server(
             AdminService(self.fleet, self.admission, drain=self.drain), admin
         )
-        reflection.enable_server_reflection((_ADMIN, _REFLECTION), admin)
+        enable_reflection(admin, (admin_pb2.DESCRIPTOR,))
         self._servers = [public, admin]
-        address = _bind(public, config.listen)
-        admin_address = _bind(admin, config.admin_listen)
-        try:
-            self._page = MetricsPage(self._metrics.registry, config.metrics_listen)
-        except OSError as error:
-            raise ListenError(config.metrics_listen) from error
+        address = bind(public, config.listen, "listen")
+        admin_address = bind(admin, config.admin_listen, "admin_listen")
+        self._page = MetricsPage(self._metrics.registry, config.metrics_listen)
         self.fleet.start()
         if self.bus is not None:
             self.bus.start()
@@ -198,8 +186,7 @@ class RouterServer:
         )
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(service, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-        health_name = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
-        reflection.enable_server_reflection((_INFERENCE, health_name, _REFLECTION), server)
+        enable_reflection(server, (inference_pb2.DESCRIPTOR, health_pb2.DESCRIPTOR))
         return server
 
     def _bus(self) -> RedisBus | None:
@@ -237,26 +224,11 @@ class RouterServer:
             await asyncio.sleep(_GAUGE_PERIOD_S)
 
 
-def _bind(server: grpc.aio.Server, listen: str) -> str:
-    host, _, _ = listen.rpartition(":")
-    try:
-        return f"{host}:{server.add_insecure_port(listen)}"
-    except RuntimeError as error:
-        raise ListenError(listen) from error
-
-
 def _vocab_size(directory: Path, tokenizer: Tokenizer) -> int:
     """Return the model's vocabulary size, which may be padded beyond the tokenizer's."""
     config = json.loads((directory / "config.json").read_text("utf-8"))
     size = config.get("vocab_size", config.get("text_config", {}).get("vocab_size"))
     return size if isinstance(size, int) else tokenizer.vocab_size
-
-
-def _version() -> str:
-    try:
-        return version("octavo-serve")
-    except PackageNotFoundError:  # run from a bare checkout
-        return "0"
 
 
 def _no_note(_engine_id: str, _tokens: int, _pages: object) -> None:

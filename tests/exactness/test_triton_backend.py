@@ -20,8 +20,8 @@ def test_triton_engine_gives_the_tokens_of_the_torch_engine(tmp_path: Path) -> N
         submit(1, prompts[1], 4, temperature=0.8, top_k=20, top_p=0.9, seed=4, n=2),
     ]
     settings = {"max_step_tokens": 16, "num_pages": 16, "max_model_len": 64, "max_sequences": 4}
-    expected = engine(tmp_path, backend="torch", device="cpu", **settings).generate(requests)
-    outputs = engine(tmp_path, backend="triton", **settings).generate(requests)
+    expected = engine(tmp_path, backend="torch", **settings).generate(requests)
+    outputs = engine(tmp_path, backend="triton", device="auto", **settings).generate(requests)
     assert {at: output.token_ids for at, output in outputs.items()} == {
         at: output.token_ids for at, output in expected.items()
     }

@@ -16,6 +16,7 @@ import grpc
 from octavo.v1 import admin_pb2_grpc, engine_pb2_grpc
 
 FAKE_CORE_ENGINE = Path(__file__).with_name("fake_core_engine.py")
+FREE_PORTS = ("--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0")
 TIMEOUT_S = 30.0
 
 
@@ -57,7 +58,7 @@ class EngineProcess:
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             str(script),
-            *("--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0"),
+            *FREE_PORTS,
             *("--log-form", "json", "--exit-with-stdin", "--engine-id", "engine-1"),
             *flags,
             stdin=asyncio.subprocess.PIPE,

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 import grpc
 from octavo.errors import OctavoError
+from octavo.rpc_errors import ErrorInterceptor
 from octavo.v1 import admin_pb2, admin_pb2_grpc, engine_pb2, inference_pb2, inference_pb2_grpc, types_pb2
 
 Context = grpc.aio.ServicerContext[inference_pb2.GenerateRequest, inference_pb2.GenerateResponse]
@@ -72,8 +73,6 @@ class ScriptedRouter(inference_pb2_grpc.InferenceServiceServicer, admin_pb2_grpc
         try:
             async for response in self.script(request, context):
                 yield response
-        except OctavoError as error:
-            await fail(context, error)
         except (asyncio.CancelledError, GeneratorExit):
             self.cancelled.set()
             raise
@@ -81,22 +80,24 @@ class ScriptedRouter(inference_pb2_grpc.InferenceServiceServicer, admin_pb2_grpc
     async def Tokenize(  # noqa: N802
         self, request: inference_pb2.TokenizeRequest, context: grpc.aio.ServicerContext
     ) -> inference_pb2.TokenizeResponse:
+        del context
         self.inputs.append(request.input)
-        await self._fail_if_told(context)
+        self._fail_if_told()
         return inference_pb2.TokenizeResponse(token_ids=[5, 6, 7])
 
     async def ListModels(  # noqa: N802
         self, request: inference_pb2.ListModelsRequest, context: grpc.aio.ServicerContext
     ) -> inference_pb2.ListModelsResponse:
-        del request
-        await self._fail_if_told(context)
+        del request, context
+        self._fail_if_told()
         return inference_pb2.ListModelsResponse(models=[MODEL])
 
     async def Explain(  # noqa: N802
         self, request: inference_pb2.ExplainRequest, context: grpc.aio.ServicerContext
     ) -> inference_pb2.ExplainResponse:
+        del context
         self.inputs.append(request.input)
-        await self._fail_if_told(context)
+        self._fail_if_told()
         costs = [
             inference_pb2.EngineCost(engine_id="engine-2", matched_pages=2, uncached_tokens=1, cost_s=0.01),
             inference_pb2.EngineCost(engine_id="engine-1", matched_pages=0, uncached_tokens=9, cost_s=0.09),
@@ -106,18 +107,13 @@ class ScriptedRouter(inference_pb2_grpc.InferenceServiceServicer, admin_pb2_grpc
     async def ListEngines(  # noqa: N802
         self, request: admin_pb2.ListEnginesRequest, context: grpc.aio.ServicerContext
     ) -> admin_pb2.ListEnginesResponse:
-        del request
-        await self._fail_if_told(context)
+        del request, context
+        self._fail_if_told()
         return admin_pb2.ListEnginesResponse(engines=self.engines)
 
-    async def _fail_if_told(self, context: grpc.aio.ServicerContext) -> None:
+    def _fail_if_told(self) -> None:
         if self.failure is not None:
-            await fail(context, self.failure)
-
-
-async def fail(context: grpc.aio.ServicerContext, error: OctavoError) -> Awaitable[None] | None:
-    """End a call as Octavo's servers do."""
-    return await context.abort(error.code, error.message, trailing_metadata=error.trailing_metadata())
+            raise self.failure
 
 
 def engine_status(engine_id: str, state: str = "serving") -> admin_pb2.EngineStatus:
@@ -134,7 +130,7 @@ def engine_status(engine_id: str, state: str = "serving") -> admin_pb2.EngineSta
 
 @asynccontextmanager
 async def scripted_router() -> AsyncIterator[ScriptedRouter]:
-    server = grpc.aio.server()
+    server = grpc.aio.server(interceptors=(ErrorInterceptor(),))
     router = ScriptedRouter()
     inference_pb2_grpc.add_InferenceServiceServicer_to_server(router, server)
     admin_pb2_grpc.add_AdminServiceServicer_to_server(router, server)

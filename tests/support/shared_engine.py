@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
-from support.engine_process import FAKE_CORE_ENGINE
+from support.engine_process import FAKE_CORE_ENGINE, FREE_PORTS
 
 
 class Addresses(NamedTuple):
@@ -27,7 +27,7 @@ def shared_engine(**environ: str) -> Iterator[Addresses]:
     """Yield the addresses of a serving engine with the fake core."""
     command = [
         *(sys.executable, str(FAKE_CORE_ENGINE), "--engine-id", "shared-engine", "--exit-with-stdin"),
-        *("--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0"),
+        *FREE_PORTS,
         *("--log-form", "json"),
     ]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=os.environ | environ) as process:

@@ -67,7 +67,7 @@ def write_model(directory: Path, name: str) -> transformers.PreTrainedModel:
 
 def engine(directory: Path, **settings: Any) -> OfflineEngine:
     """Return an engine over a model directory; settings are those of EngineConfig."""
-    defaults: dict[str, Any] = {"model": str(directory), "dtype": "float32", "threads": 1, "itl_target_ms": 0.0}
+    defaults: dict[str, Any] = {"model": str(directory), "device": "cpu", "dtype": "float32", "threads": 1}
     if "kv_memory" not in settings:
         defaults["num_pages"] = 256
     config = EngineConfig(**(defaults | settings))

@@ -7,9 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING
-from unittest.mock import AsyncMock
 
 import grpc
 import pytest
@@ -18,8 +16,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from octavo.errors import STATUS_METADATA_KEY
 from octavo.v1 import admin_pb2, admin_pb2_grpc, engine_pb2, engine_pb2_grpc, types_pb2
-from octavo_engine.interceptor import ErrorInterceptor
-from support.engine_process import EngineProcess, Gate, running_engine
+from support.engine_process import FAKE_CORE_ENGINE, FREE_PORTS, EngineProcess, Gate, running_engine
 from support.fake_core import POISON, expected_tokens
 from support.link_client import LinkClient, a_submit, open_link
 from support.shared_engine import Addresses
@@ -239,25 +236,6 @@ async def test_bytes_that_are_no_message_are_the_callers_fault(shared: Addresses
     assert reason_of(refused.value) == "malformed_message"
 
 
-async def test_an_unexpected_error_leaves_no_text_but_the_request_id() -> None:
-    async def broken(_request: bytes, _context: object) -> bytes:
-        raise ValueError("secret")
-
-    async def find(_details: object) -> grpc.RpcMethodHandler:
-        return grpc.unary_unary_rpc_method_handler(broken, request_deserializer=bytes)
-
-    details = SimpleNamespace(method="/m", invocation_metadata=(("x-request-id", "r-7"),))
-    handler = await ErrorInterceptor().intercept_service(find, details)
-    context = SimpleNamespace(abort=AsyncMock(side_effect=grpc.aio.AbortError))
-    with pytest.raises(grpc.aio.AbortError):
-        await handler.unary_unary(b"", context)
-
-    code, text = context.abort.call_args.args
-    assert code == grpc.StatusCode.INTERNAL
-    assert "secret" not in text
-    assert "r-7" in text
-
-
 async def test_a_direct_caller_that_goes_away_cancels_its_request(stub: Stub, link: LinkClient) -> None:
     call = stub.Generate(generate([21], ENDLESS))
     await call.read()
@@ -287,18 +265,8 @@ def test_a_wrong_setting_stops_the_process_with_78() -> None:
 
 
 def test_an_address_in_use_stops_the_process_with_78(shared: Addresses) -> None:
-    fake = Path(__file__).parents[2] / "support" / "fake_core_engine.py"
     done = subprocess.run(
-        [
-            sys.executable,
-            str(fake),
-            "--listen",
-            shared.engine,
-            "--admin-listen",
-            "127.0.0.1:0",
-            "--metrics-listen",
-            "127.0.0.1:0",
-        ],
+        [sys.executable, str(FAKE_CORE_ENGINE), *FREE_PORTS, "--listen", shared.engine],
         capture_output=True,
         text=True,
         check=False,
@@ -309,9 +277,8 @@ def test_an_address_in_use_stops_the_process_with_78(shared: Addresses) -> None:
 
 
 def test_a_model_that_cannot_be_served_stops_the_process_with_78_and_says_why() -> None:
-    free = ("--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0")
     done = subprocess.run(
-        [sys.executable, "-m", "octavo_engine", *free, "--model", "/nowhere"],
+        [sys.executable, "-m", "octavo_engine", *FREE_PORTS, "--model", "/nowhere"],
         capture_output=True,
         text=True,
         check=False,

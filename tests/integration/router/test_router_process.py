@@ -8,10 +8,11 @@ from contextlib import asynccontextmanager
 
 import grpc
 import pytest
+from octavo.serving import ListenError
 from octavo.v1 import inference_pb2_grpc
 from octavo_router.__main__ import main
 from octavo_router.config import RouterConfig
-from octavo_router.server import ListenError, RouterServer
+from octavo_router.server import RouterServer
 from support.router_client import Answer, request
 
 

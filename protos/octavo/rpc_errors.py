@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import traceback
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import structlog
 from google.protobuf.message import DecodeError
+
 from octavo.attributes import Log, Metadata
 from octavo.errors import InternalError, InvalidRequest, OctavoError
 
@@ -110,10 +112,13 @@ async def _abort(context: Context, error: OctavoError | grpc.aio.AbortError) -> 
 
 
 def _internal(error: Exception, call: _Call) -> InternalError:
-    _log.error("call_failed", method=call.method, exc_info=error, **{Log.REQUEST_ID: call.request_id})
+    # Where it happened, but not the exception's text, which may quote a prompt.
+    frames = "".join(traceback.format_tb(error.__traceback__))
+    kind = type(error).__name__
+    _log.error("call_failed", method=call.method, error=kind, frames=frames, **{Log.REQUEST_ID: call.request_id})
     return InternalError(
         "internal",
-        f"internal error; the engine's log has it under request id {call.request_id}",
+        f"internal error; the server's log has it under request id {call.request_id}",
         metadata={"request_id": call.request_id},
     )
 

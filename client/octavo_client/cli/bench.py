@@ -41,13 +41,15 @@ def bench(
     repeat: Annotated[int, typer.Option(help="Rounds; the median counts.")] = 3,
     threads: Annotated[int, typer.Option(help="CPU threads of each contender.")] = os.cpu_count() or 1,
     numerics: Annotated[list[str], typer.Option(help="exact or fast; repeatable.")] = ["exact", "fast"],  # noqa: B006
-    peer: Annotated[list[str], typer.Option(help="Type that transformers runs in; repeatable.")] = ["float32"],  # noqa: B006
+    peer: Annotated[list[str], typer.Option(help="Type that transformers runs in, or none; repeatable.")] = ["float32"],  # noqa: B006
     serve: Annotated[bool, typer.Option(help="Also measure through the router.")] = True,  # noqa: FBT002
     model: Annotated[str, typer.Option(help="Model directory or name.")] = DEFAULT_MODEL,
     output: Annotated[Path | None, typer.Option(help="File of JSON lines to append results to.")] = None,
 ) -> None:
     """Measure output tokens per second, prefill included, in a closed loop of clients."""
-    contenders = [f"octavo:{mode}" for mode in numerics] + [f"transformers:{dtype}" for dtype in peer]
+    contenders = [f"octavo:{mode}" for mode in numerics] + [
+        f"transformers:{dtype}" for dtype in peer if dtype != "none"
+    ]
     shape = {"prompt_len": prompt_len, "output_len": output_len}
     plan = _Plan(model, threads, contenders, concurrency, requests, repeat, serve, shape)
     results = run(plan.measure())

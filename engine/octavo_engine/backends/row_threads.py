@@ -3,36 +3,41 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Final
 
 Work = Callable[[int, int], None]
 
+_PARTS_PER_THREAD: Final = 4
+"""More parts than threads: a thread that the system woke late, or took off its core, leaves its parts to the others."""
+
 
 class RowThreads:
-    """Calls ``work(first, last)`` on equal ranges, one per thread; the caller's thread takes the first range.
+    """Calls ``work(first, last)`` on parts of a range until all are done; every thread takes the next part that is left.
 
-    `work` must release the GIL and treat each item of a range alone, so that the split cannot change a result. A helper is
-    woken by a lock: handing work over costs some ten microseconds, a fraction of what an executor needs.
+    `work` must release the GIL and treat each item of a range alone, so that the split cannot change a result. The caller
+    never waits for a helper that has not started: on a machine whose cores are busy with other processes it does the work
+    itself. Handing work over costs some ten microseconds, a fraction of what an executor needs.
     """
 
     def __init__(self, num_threads: int) -> None:
         self._helpers = [_Helper(index) for index in range(1, num_threads)]
 
     def run(self, work: Work, num_items: int, least_items: int) -> None:
-        """Run `work` over [0, num_items), using another thread only for each further `least_items`."""
-        parts = min(1 + len(self._helpers), num_items // least_items)
-        if parts < 2:
+        """Run `work` over [0, num_items), in parts of at least `least_items`."""
+        num_parts = min(_PARTS_PER_THREAD * (1 + len(self._helpers)), num_items // least_items)
+        if not self._helpers or num_parts < 2:
             work(0, num_items)
             return
-        bounds = [num_items * part // parts for part in range(parts + 1)]
-        helpers = self._helpers[: parts - 1]
-        for helper, first, last in zip(helpers, bounds[1:], bounds[2:], strict=False):
-            helper.start(work, first, last)
-        try:
-            work(0, bounds[1])
-        finally:
-            for helper in helpers:
-                helper.finish()
+        bounds = [num_items * part // num_parts for part in range(num_parts + 1)]
+        job = _Job(work, iter(list(zip(bounds, bounds[1:], strict=False))))
+        for helper in self._helpers[: num_parts - 1]:
+            helper.offer(job)
+        job.take_parts()
+        for helper in self._helpers:
+            helper.wait()
+        if job.error is not None:
+            raise job.error
 
     def close(self) -> None:
         """Stop the threads."""
@@ -40,39 +45,53 @@ class RowThreads:
             helper.close()
 
 
+class _Job:
+    """One operation. Taking the next part off the iterator is atomic under the GIL."""
+
+    def __init__(self, work: Work, parts: Iterator[tuple[int, int]]) -> None:
+        self._work = work
+        self._parts = parts
+        self.error: BaseException | None = None
+
+    def take_parts(self) -> None:
+        try:
+            for first, last in self._parts:
+                self._work(first, last)
+        except BaseException as error:  # noqa: BLE001  # `run` raises it in the caller's thread
+            self.error = error
+
+
 class _Helper:
     def __init__(self, index: int) -> None:
-        self._begun, self._done = threading.Lock(), threading.Lock()
-        self._begun.acquire()
-        self._done.acquire()
-        self._task: tuple[Work, int, int] | None = None
-        self._error: BaseException | None = None
+        self._offered, self._working = threading.Lock(), threading.Lock()
+        self._offered.acquire()
+        self._job: _Job | None = None
+        self._is_closed = False
         self._thread = threading.Thread(target=self._loop, name=f"octavo-rows-{index}", daemon=True)
         self._thread.start()
 
-    def start(self, work: Work, first: int, last: int) -> None:
-        self._task = (work, first, last)
-        self._begun.release()
+    def offer(self, job: _Job | None) -> None:
+        """Wake the helper for a job; if it has not woken for the last one yet, it finds this one instead."""
+        self._job = job
+        if self._offered.locked():  # nobody else releases it
+            self._offered.release()
 
-    def finish(self) -> None:
-        self._done.acquire()
-        error, self._error = self._error, None
-        if error is not None:
-            raise error
+    def wait(self) -> None:
+        """Wait until the helper is not in the middle of a part."""
+        with self._working:
+            self._job = None
 
     def close(self) -> None:
-        self._task = None
-        self._begun.release()
+        self._is_closed = True
+        self.offer(None)
         self._thread.join()
 
     def _loop(self) -> None:
         while True:
-            self._begun.acquire()
-            if self._task is None:
+            self._offered.acquire()
+            if self._is_closed:
                 return
-            work, first, last = self._task
-            try:
-                work(first, last)
-            except BaseException as error:  # noqa: BLE001  # the outermost frame of a thread: `finish` raises it
-                self._error = error
-            self._done.release()
+            with self._working:
+                job = self._job
+                if job is not None:
+                    job.take_parts()

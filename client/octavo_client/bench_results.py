@@ -82,7 +82,7 @@ def hardware() -> str:
 def _commit() -> str:
     try:
         done = subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"],  # noqa: S607  # the user's git
+            ["git", "describe", "--always", "--dirty", "--exclude=*"],  # noqa: S607  # the user's git
             capture_output=True,
             text=True,
             check=True,

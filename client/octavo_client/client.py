@@ -44,7 +44,7 @@ class OctavoClient:
 
     Args:
         target: "host:port" of the router.
-        tenant: name for fair admission and prefix-cache isolation; none by default.
+        tenant: names whose prefix cache the request shares; without one, all that name none share theirs.
         tracer: makes the `client.generate` spans; the global tracer provider's by default.
         credentials: TLS; plain text by default.
     """

@@ -45,7 +45,10 @@ class EngineConfig(Settings):
 
     page_size: int = Field(16, ge=1, le=1024, description="tokens in one page")
     num_pages: int | None = Field(None, ge=2, description="pages in the pool; default: what kv_memory holds")
-    kv_memory: ByteSize | None = Field(None, description="memory of the page pool, such as 2GiB; default: what is free")
+    kv_memory: ByteSize | None = Field(
+        None,
+        description="memory of the page pool, such as 2GiB; default: 80 % of a free GPU; on a CPU a tenth of what is free, at most 1GiB",
+    )
     max_model_len: int | None = Field(None, ge=2, description="longest prompt + output; default: the model's own limit")
 
     max_step_tokens: int | None = Field(

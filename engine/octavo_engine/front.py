@@ -276,7 +276,8 @@ class Front:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             if isinstance(error, ConfigError):
-                self._exit.set_exception(error)
+                if not self._exit.done():
+                    self._exit.set_exception(error)
                 return
             _log.error("engine_task_failed", task=task.get_name(), exc_info=error)
             self._switchboard.end_all(FinishReason.ERROR, "engine_failed")

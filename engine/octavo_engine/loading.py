@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+import structlog
 import torch
 from octavo.model_directory import DEFAULT_MODEL, resolve_model, served_name
 from octavo.revision import model_revision, tokenizer_revision
@@ -23,6 +24,8 @@ from octavo_engine.models.weights import Fetch, SafetensorsFiles
 from octavo_engine.runner import Loaded, ModelFacts
 
 Progress = Callable[[str, float], None]
+
+_log = structlog.get_logger()
 
 _DTYPES: Final = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 _CPU_POOL_SHARE: Final = 0.1
@@ -79,12 +82,14 @@ def build_runner(
     exact = device.type == "cpu" and config.numerics != "fast"
     if config.numerics == "exact" and not exact:
         raise UnsupportedModel("numerics exact is not offered on CUDA yet: use --numerics fast")
+    ops = _ops(backend, model, pool, config, max_len, exact=exact)
     try:
-        ops = _ops(backend, model, pool, config, max_len, exact=exact)
         decoder = Decoder(model, fetch, ops, loaded)
-    except NotExact:
+    except NotExact as error:
         if config.numerics == "exact":
             raise
+        _log.warning("numerics_fast", reason=str(error))
+        ops.close()
         exact = False
         ops = _ops(backend, model, pool, config, max_len, exact=exact)
         decoder = Decoder(model, fetch, ops, loaded)

@@ -11,6 +11,8 @@ import torch
 
 from octavo_kernels import philox
 
+_SUM_BLOCK = 1024
+
 
 def rope_qknorm_write(
     qkv: torch.Tensor,
@@ -416,7 +418,8 @@ def sample(
         raw = logits[row].to(torch.float32)
         chosen = raw.argmax() if factor == 0 else _draw(raw * factor, k, p, floor, row_seed, row_position)
         out_ids[row] = chosen
-        out_logprobs[row] = raw[chosen] - torch.logsumexp(raw, dim=-1)
+        top = raw.max()
+        out_logprobs[row] = raw[chosen] - top - _sum((raw - top).exp()).log()
 
 
 def _draw(values: torch.Tensor, k: int, p: float, floor: float, seed: int, position: int) -> torch.Tensor:
@@ -455,7 +458,7 @@ def sampling_threshold(values: torch.Tensor, k: int, p: float, floor: float) -> 
 
 def _top_p_threshold(values: torch.Tensor, p: float) -> torch.Tensor:
     """Return the highest value at which the probability of it and all higher ones reaches p."""
-    total = (values - values.max()).exp().sum(dtype=torch.float64)
+    total = _sum((values - values.max()).exp().double())
     # The nucleus is nearly always small: look at the highest values before sorting them all.
     for size in (min(1024, len(values)), len(values)):
         ordered = values.topk(size).values
@@ -464,6 +467,15 @@ def _top_p_threshold(values: torch.Tensor, p: float) -> torch.Tensor:
             break
     reached[-1] = True  # rounding may leave the last sum just below p
     return ordered[reached.int().argmax()]
+
+
+def _sum(values: torch.Tensor) -> torch.Tensor:
+    """Return the sum of a vector in an order that depends on its length alone.
+
+    torch splits the sum of one long vector between its threads; sums of many short rows it gives to threads whole.
+    """
+    padded = torch.nn.functional.pad(values, (0, -len(values) % _SUM_BLOCK))
+    return padded.view(-1, _SUM_BLOCK).sum(dim=1).sum()
 
 
 def _wide(x: torch.Tensor) -> torch.Tensor:

@@ -12,7 +12,7 @@ import grpc
 import structlog
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio
-from octavo.model_directory import resolve_model
+from octavo.model_directory import resolve_model, served_name
 from octavo.process import package_version
 from octavo.redis_keys import RedisKeys
 from octavo.rpc_errors import ErrorInterceptor
@@ -62,7 +62,7 @@ class RouterServer:
             ModelNotFound: there is no model directory of the configured name.
         """
         directory = resolve_model(config.model)
-        model_name = config.model_name or directory.name
+        model_name = config.model_name or served_name(config.model)
         tokenizer = Tokenizer(directory)
         self._config = config
         self._metrics = RouterMetrics()

@@ -250,6 +250,8 @@ class LinkSession:
                 return "outbox_full"
             while self._outbox:
                 await call.write(self._outbox.popleft())
+                if len(self._outbox) > _MAX_OUTBOX:
+                    return "outbox_full"
 
     async def _watch(self) -> str:
         while True:

@@ -10,7 +10,7 @@ import torch
 import transformers
 from octavo.model_directory import ModelNotFound, resolve_model
 from octavo_engine.models.config import read_config
-from support.tiny_models import CONFIGS, VOCAB, engine, submit, write_model
+from support.tiny_models import CONFIGS, VOCAB, alone, engine, submit, write_model
 
 NUM_TOKENS = 64
 
@@ -73,3 +73,22 @@ def test_default_model_gives_the_tokens_of_transformers_on_real_prompts() -> Non
     outputs = octavo.generate([submit(key, prompt, NUM_TOKENS) for key, prompt in enumerate(prompts)])
     for key, prompt in enumerate(prompts):
         assert outputs[key, 0].token_ids == hugging_face_tokens(model, prompt)
+
+
+def test_default_model_gives_the_same_bits_alone_and_in_a_batch() -> None:
+    """Real widths: products in several chains along K, streamed and packed weights, a vocabulary of 49,152."""
+    directory = resolve_model()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
+    prompts = [tokenizer(text)["input_ids"] for text in PROMPTS] * 7
+    seeded = {"temperature": 0.8, "top_p": 0.9, "seed": 3}
+    octavo = engine(directory, threads=2, numerics="exact")
+    expected = [alone(octavo, submit(100 + i, prompt, 6, **seeded)) for i, prompt in enumerate(prompts[:3])]
+    octavo.scheduler.flush()
+    outputs = octavo.generate([submit(key, prompt, 6, **seeded) for key, prompt in enumerate(prompts)])
+    one_thread = engine(directory, threads=1, numerics="exact", max_step_tokens=40)
+    for key in range(len(prompts)):
+        assert outputs[key, 0].token_ids == expected[key % 3].token_ids
+        assert outputs[key, 0].logprobs == expected[key % 3].logprobs
+    for index in range(3):
+        again = alone(one_thread, submit(200 + index, prompts[index], 6, **seeded))
+        assert (again.token_ids, again.logprobs) == (expected[index].token_ids, expected[index].logprobs)

@@ -97,19 +97,22 @@ class _Plan:
         for concurrency in self._concurrency:
             count = max(concurrency, min(self._requests, 8 * concurrency))
             values: dict[int, list[float]] = {}
-            for seed in range(self._repeat + 1):  # round 0 warms up
+            for turn in range(self._repeat + 1):  # turn 0 warms up
+                # Prompts of their own for each concurrency: what serves is not emptied of prefixes in between.
+                seed = 1000 * concurrency + turn
                 for index, worker in enumerate(workers):
                     order = {"concurrency": concurrency, "seed": seed, **self._shape}
-                    size = count if seed else min(count, concurrency)
+                    size = count if turn else min(count, concurrency)
                     value = await worker.run(order | {"requests": size})
-                    if seed:
+                    if turn:
                         values.setdefault(index, []).append(value)
                         err.print(f"c={concurrency} {self._contenders[index]}: {value:.1f} tok/s")
-                if client is not None and seed:
-                    jobs = uniform(count=count, seed=seed, **self._shape)
+                if client is not None:
+                    jobs = uniform(count=count if turn else min(count, concurrency), seed=seed, **self._shape)
                     value = (await run_closed_loop(client, jobs, concurrency)).tokens_per_s
-                    values.setdefault(-1, []).append(value)
-                    err.print(f"c={concurrency} octavo through the router: {value:.1f} tok/s")
+                    if turn:
+                        values.setdefault(-1, []).append(value)
+                        err.print(f"c={concurrency} octavo through the router: {value:.1f} tok/s")
             workload = f"closed:{concurrency}:{self._shape['prompt_len']}:{self._shape['output_len']}"
             for index, runs in values.items():
                 results.append(self._result(workers[max(index, 0)].facts, workload, runs, served=index < 0))

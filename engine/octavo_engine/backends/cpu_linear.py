@@ -26,7 +26,7 @@ _FEW_ROWS: Final = 16
 """Up to so many rows, streaming the weight beats oneDNN (measured on AVX2)."""
 _K_BLOCKS: Final = (1024, 512, 2048, 256, 1 << 30)
 """Lengths at which a library may break its sums along K; the first is what oneDNN does on AVX2."""
-_PROBED_ROWS: Final = (1, 2, 3, 4, 5, 7, 8, 9, 12, 15, 16, 17, 24, 31, 32, 33, 47, 64)
+_PROBED_ROWS: Final = (1, 2, 3, 4, 5, 7, 8, 9, 12, 15, 16, 17, 24, 31, 32, 33, 47, 64, 65, 128, 200, 256)
 _LEAST_BLOCKS: Final = 4
 
 
@@ -151,14 +151,23 @@ class CpuLinear:
             reference = self.apply(x, linear)
             if not self._rows_are_independent(x, linear, reference):
                 continue
-            for k_block in _K_BLOCKS if streamed is not None else ():
-                few = self._stream(x[:_FEW_ROWS], streamed, shape[0], k_block)  # type: ignore[arg-type]
-                if torch.equal(few, reference[:_FEW_ROWS]):
+            if streamed is None:
+                return _Way(None, tile_rows)
+            for k_block in _K_BLOCKS:
+                if self._streams_alike(x, streamed, k_block, reference):
                     return _Way(k_block, tile_rows)
             return _Way(None, tile_rows)
         raise NotExact(
             f"matrix products of shape {tuple(shape)} in {self._dtype} depend on the number of rows on this CPU: "
             "use --numerics fast"
+        )
+
+    def _streams_alike(
+        self, x: torch.Tensor, weight: np.ndarray[Any, Any], k_block: int, reference: torch.Tensor
+    ) -> bool:
+        return all(
+            torch.equal(self._stream(x[:rows], weight, reference.shape[1], k_block), reference[:rows])
+            for rows in (_FEW_ROWS, 1, 2, 3, 7, _FEW_ROWS - 1)
         )
 
     def _rows_are_independent(self, x: torch.Tensor, linear: PackedLinear, reference: torch.Tensor) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import Final
 
 Work = Callable[[int, int], None]
@@ -30,7 +31,7 @@ class RowThreads:
             work(0, num_items)
             return
         bounds = [num_items * part // num_parts for part in range(num_parts + 1)]
-        job = _Job(work, iter(list(zip(bounds, bounds[1:], strict=False))))
+        job = _Job(work, iter(list(pairwise(bounds))))
         for helper in self._helpers[: num_parts - 1]:
             helper.offer(job)
         job.take_parts()

@@ -277,7 +277,7 @@ class Finished(google.protobuf.message.Message):
 
     @property
     def timing(self) -> octavo.v1.types_pb2.EngineTiming:
-        """Where the time at the (last) engine went."""
+        """Where the time at the (last) engine went; zero where the router ended the request itself (stop string, deadline)."""
 
     def __init__(
         self,

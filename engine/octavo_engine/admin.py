@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-import grpc
+from octavo.errors import Unsupported
 from octavo.v1 import admin_pb2, admin_pb2_grpc
 
 
@@ -39,6 +39,5 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
     async def ListEngines(  # noqa: N802, D102 - as above
         self, request: admin_pb2.ListEnginesRequest, context: Any
     ) -> admin_pb2.ListEnginesResponse:
-        del request
-        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "an engine knows no other engines; ask a router")
-        raise AssertionError("abort raises")
+        del request, context
+        raise Unsupported("not_a_router", "an engine knows no other engines; ask a router")

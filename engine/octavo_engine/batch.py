@@ -2,13 +2,36 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 
 from octavo_engine.sequence import StepPlan
+
+Array = np.ndarray[Any, Any]
+Put = Callable[[Array], torch.Tensor]
+"""Brings an array to the device. The array is a fresh one, and nobody changes it later."""
+
+UNKNOWN_TOKEN = -1
+"""Stands in `token_ids` for a token that the host has not read yet."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chunks:
+    """Columns of the C rows behind the decodes, apart: kernels are compiled for aligned tensors, which slices are not.
+
+    Attributes:
+        query_start: [C + 1] int32, prefix sums of their tokens.
+        context_lens: [C] int32.
+        block_tables: [C, max_pages] int32.
+    """
+
+    query_start: torch.Tensor
+    context_lens: torch.Tensor
+    block_tables: torch.Tensor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,20 +41,24 @@ class Batch:
     Attributes:
         token_ids: [T] int64.
         positions: [T] int64.
-        slots: [T] int64, page * page_size + offset.
+        slots: [T] int64, page * page_size + offset; -1 for padding.
         row_of_token: [T] int32, index of the token's row.
         query_start: [S + 1] int32, prefix sums of tokens per row.
-        context_lens: [S] int32, tokens with keys after this step.
+        context_lens: [S] int32, tokens with keys after this step; 0 for padding.
         block_tables: [S, max_pages] int32, padded with page 0 beyond a sequence's pages.
         num_decodes: leading rows with one token.
+        chunks: the other rows, if any.
         max_query_len: most tokens in a row.
-        max_context_len: largest of context_lens.
+        max_context_len: largest of context_lens, or a bound of it.
         sample_tokens: [B] int64, index of each sampling token.
         temperature, top_p, min_p: [B] float32.
         top_k: [B] int32.
         seeds: [B] int64, the two's complement of the unsigned seed.
         output_positions: [B] int64.
         banned: (index among the sampling rows, token ids) that must not be chosen.
+        last: the sampling tokens as rows of their own, for the last layer: nothing reads what others attend to there.
+            None if every token samples, or none.
+        shared: the decodes' shared prefixes, as the backend wants them; None: not looked for.
     """
 
     token_ids: torch.Tensor
@@ -42,6 +69,7 @@ class Batch:
     context_lens: torch.Tensor
     block_tables: torch.Tensor
     num_decodes: int
+    chunks: Chunks | None
     max_query_len: int
     max_context_len: int
     sample_tokens: torch.Tensor
@@ -52,10 +80,28 @@ class Batch:
     seeds: torch.Tensor
     output_positions: torch.Tensor
     banned: tuple[tuple[int, tuple[int, ...]], ...]
+    last: Batch | None = None
+    shared: Any = None
 
 
-def build_batch(plan: StepPlan, page_size: int, device: torch.device) -> Batch:
-    """Lay a plan out. Rows must not be empty."""
+def block_tables_of(plan: StepPlan) -> Array:
+    """Return the block tables of a plan's rows: [S, max_pages] int32, padded with page 0."""
+    rows = plan.rows
+    tables = np.zeros((len(rows), max(len(row.block_table) for row in rows)), dtype=np.int32)
+    for index, row in enumerate(rows):
+        tables[index, : len(row.block_table)] = row.block_table
+    return tables
+
+
+def build_batch(plan: StepPlan, page_size: int, tables: Array, put: Put = torch.from_numpy) -> Batch:
+    """Lay a plan out. Rows must not be empty.
+
+    Args:
+        plan: the plan; a decode's token that the host does not know becomes UNKNOWN_TOKEN.
+        page_size: tokens a page.
+        tables: [S, max_pages] int32, block tables of its rows.
+        put: brings a column to the device.
+    """
     rows = plan.rows
     counts = np.array([row.num_tokens for row in rows], dtype=np.int32)
     starts = np.array([row.start for row in rows], dtype=np.int64)
@@ -65,48 +111,70 @@ def build_batch(plan: StepPlan, page_size: int, device: torch.device) -> Batch:
     positions = np.arange(query_start[-1], dtype=np.int64) + np.repeat(starts - query_start[:-1], counts)
     token_ids: list[int] = []
     for row in rows:
-        token_ids += row.sequence.tokens[row.start : row.start + row.num_tokens]
-    tables = np.zeros((len(rows), max(len(row.block_table) for row in rows)), dtype=np.int32)
-    for index, row in enumerate(rows):
-        tables[index, : len(row.block_table)] = row.block_table
+        token_ids += row.sequence.tokens[row.start : row.start + row.num_tokens] or [UNKNOWN_TOKEN]
     slots = tables[row_of_token, positions // page_size].astype(np.int64) * page_size + positions % page_size
     context_lens = (starts + counts).astype(np.int32)
 
     samplers = [(index, row) for index, row in enumerate(rows) if row.samples]
     sampling = [row.sequence.request.sampling for _, row in samplers]
 
-    def column(values: list[int] | list[float], dtype: torch.dtype) -> torch.Tensor:
-        return torch.tensor(values, dtype=dtype, device=device)
+    def column(values: list[int] | list[float], dtype: type[np.generic]) -> torch.Tensor:
+        return put(np.array(values, dtype=dtype))
 
-    def array(values: np.ndarray[Any, Any]) -> torch.Tensor:
-        return torch.from_numpy(values).to(device)
-
-    return Batch(
-        token_ids=column(token_ids, torch.int64),
-        positions=array(positions),
-        slots=array(slots),
-        row_of_token=array(row_of_token),
-        query_start=array(query_start),
-        context_lens=array(context_lens),
-        block_tables=array(tables),
-        num_decodes=_leading_ones(counts),
+    num_decodes = _leading_ones(counts)
+    chunks = None
+    if num_decodes < len(rows):
+        chunks = Chunks(
+            query_start=put(query_start[num_decodes:] - query_start[num_decodes]),
+            context_lens=put(context_lens[num_decodes:]),
+            block_tables=put(tables[num_decodes:]),
+        )
+    sampler_rows = [index for index, _ in samplers]
+    sample_tokens = query_start[1:][sampler_rows].astype(np.int64) - 1
+    batch = Batch(
+        token_ids=column(token_ids, np.int64),
+        positions=put(positions),
+        slots=put(slots),
+        row_of_token=put(row_of_token),
+        query_start=put(query_start),
+        context_lens=put(context_lens),
+        block_tables=put(tables),
+        num_decodes=num_decodes,
+        chunks=chunks,
         max_query_len=int(counts.max()),
         max_context_len=int(context_lens.max()),
-        sample_tokens=column([int(query_start[index + 1]) - 1 for index, _ in samplers], torch.int64),
-        temperature=column([each.temperature for each in sampling], torch.float32),
-        top_k=column([each.top_k for each in sampling], torch.int32),
-        top_p=column([each.top_p for each in sampling], torch.float32),
-        min_p=column([each.min_p for each in sampling], torch.float32),
-        seeds=column([_signed(row.sequence.seed) for _, row in samplers], torch.int64),
-        output_positions=column([row.output_position for _, row in samplers], torch.int64),
+        sample_tokens=put(sample_tokens),
+        temperature=column([each.temperature for each in sampling], np.float32),
+        top_k=column([each.top_k for each in sampling], np.int32),
+        top_p=column([each.top_p for each in sampling], np.float32),
+        min_p=column([each.min_p for each in sampling], np.float32),
+        seeds=column([signed(row.sequence.seed) for _, row in samplers], np.int64),
+        output_positions=column([row.output_position for _, row in samplers], np.int64),
         banned=tuple((at, row.banned_token_ids) for at, (_, row) in enumerate(samplers) if row.banned_token_ids),
     )
+    if not samplers or len(samplers) == len(positions):
+        return batch
+    count = len(samplers)
+    last = replace(
+        batch,
+        positions=put(positions[sample_tokens]),
+        row_of_token=put(np.arange(count, dtype=np.int32)),
+        query_start=put(np.arange(count + 1, dtype=np.int32)),
+        context_lens=put(context_lens[sampler_rows]),
+        block_tables=put(tables[sampler_rows]),
+        num_decodes=count,
+        chunks=None,
+        max_query_len=1,
+        max_context_len=int(context_lens[sampler_rows].max()),
+    )
+    return replace(batch, last=last)
 
 
-def _leading_ones(counts: np.ndarray[Any, Any]) -> int:
+def signed(seed: int) -> int:
+    """Return the two's complement of an unsigned 64-bit seed."""
+    return seed - 2**64 if seed >= 2**63 else seed
+
+
+def _leading_ones(counts: Array) -> int:
     more = np.flatnonzero(counts != 1)
     return int(more[0]) if len(more) else len(counts)
-
-
-def _signed(seed: int) -> int:
-    return seed - 2**64 if seed >= 2**63 else seed

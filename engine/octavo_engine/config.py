@@ -31,6 +31,11 @@ class EngineConfig(Settings):
     admin_listen: Address = Field("127.0.0.1:7101", description="address of the admin service")
     metrics_listen: Address = Field("127.0.0.1:7102", description="address of the Prometheus metrics page")
 
+    vllm_service: bool = Field(
+        False,
+        description="also serve vllm.grpc.engine.VllmEngine, which the gateway smg drives; needs octavo-serve[smg]",
+    )
+
     redis_url: RedisUrl | None = Field(
         None, description="redis://host:port/db; without it the engine announces itself nowhere"
     )
@@ -52,9 +57,11 @@ class EngineConfig(Settings):
     max_model_len: int | None = Field(None, ge=2, description="longest prompt + output; default: the model's own limit")
 
     max_step_tokens: int | None = Field(
-        None, ge=1, le=1 << 20, description="most tokens computed in one step; default: 2048 on a GPU, 256 on a CPU"
+        None, ge=1, le=1 << 20, description="most tokens computed in one step; default: 8192 on a GPU, 256 on a CPU"
     )
-    max_sequences: int = Field(256, ge=1, le=1 << 16, description="most sequences in one step")
+    max_sequences: int | None = Field(
+        None, ge=1, le=1 << 16, description="most sequences in one step; default: 512 on a GPU, 256 on a CPU"
+    )
     itl_target_ms: float | None = Field(
         None,
         ge=0,
@@ -62,6 +69,7 @@ class EngineConfig(Settings):
         description="gap between tokens that prefill may stretch a step to; 0: no target; default: 50 on a GPU, 250 on a CPU",
     )
     watermark: float = Field(0.03, ge=0, le=0.9, description="share of pages kept free at admission")
+    prefix_caching: bool = Field(True, description="reuse the pages of equal prefixes between requests")
 
     max_waiting: int = Field(1024, ge=1, description="requests that may wait for admission; beyond, they are rejected")
     max_waiting_tokens: int = Field(1 << 20, ge=1, description="prompt tokens that may wait for admission")
@@ -77,7 +85,13 @@ class EngineConfig(Settings):
         """Return `max_step_tokens`, or its default for a device: a CPU step must not outlast a router's patience."""
         if self.max_step_tokens is not None:
             return self.max_step_tokens
-        return 256 if device == "cpu" else 2048
+        return 256 if device == "cpu" else 8192
+
+    def sequences(self, device: str) -> int:
+        """Return `max_sequences`, or its default for a device."""
+        if self.max_sequences is not None:
+            return self.max_sequences
+        return 256 if device == "cpu" else 512
 
     def itl_target_s(self, device: str) -> float | None:
         """Return the target for the gap between tokens in seconds, or None for no target."""

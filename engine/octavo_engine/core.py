@@ -58,7 +58,7 @@ def main(load: Load | None = None) -> int:
         if load is not None:
             return serve(pipe, config, load)
         # Seconds of imports, which a load of one's own does without.
-        from octavo_engine.backends.cpu_linear import NotExact  # noqa: PLC0415
+        from octavo_engine.backends.ops import NotExact  # noqa: PLC0415
         from octavo_engine.loading import load as load_model  # noqa: PLC0415
         from octavo_engine.models.config import UnsupportedModel  # noqa: PLC0415
 
@@ -117,7 +117,10 @@ def scheduler_of(config: EngineConfig, facts: ModelFacts) -> Scheduler:
     """Return the scheduler that a configuration and a loaded model ask for."""
     return Scheduler(
         SchedulerConfig(
-            max_sequences=config.max_sequences, max_model_len=facts.max_model_len, watermark=config.watermark
+            max_sequences=config.sequences(facts.device),
+            max_model_len=facts.max_model_len,
+            watermark=config.watermark,
+            prefix_caching=config.prefix_caching,
         ),
         PagePool(num_pages=facts.num_pages, page_size=facts.page_size),
         StepBudget(max_step_tokens=config.step_tokens(facts.device), itl_target_s=config.itl_target_s(facts.device)),
@@ -139,8 +142,9 @@ def _ready(config: EngineConfig, facts: ModelFacts, scheduler: Scheduler, load_s
         dtype=facts.dtype,
         numerics=facts.numerics,
         max_step_tokens=config.step_tokens(facts.device),
-        max_sequences=config.max_sequences,
+        max_sequences=config.sequences(facts.device),
         load_s=load_s,
+        prefix_caching=config.prefix_caching,
     )
 
 

@@ -21,8 +21,10 @@ from octavo.v1 import engine_pb2
 from octavo_engine import messages
 from octavo_engine.admin import AdminService
 from octavo_engine.clock import Clock
+from octavo_engine.compat.gateways import Gateways
 from octavo_engine.config import EngineConfig
 from octavo_engine.core_process import CoreProcess
+from octavo_engine.draining import Draining
 from octavo_engine.identity import engine_info
 from octavo_engine.link import Link
 from octavo_engine.metrics import Metrics
@@ -44,7 +46,6 @@ EXIT_FAILED: Final = 70
 HEARTBEAT_S: Final = 0.25
 
 _FLUSH_TIMEOUT_S = 10.0
-_HAND_OFF_TIMEOUT_S = 3.0
 _CORE_STOP_S = 5.0
 _log = structlog.get_logger()
 
@@ -74,11 +75,12 @@ class Front:
         self._metrics = Metrics()
         self._pages = ResidentPages(self._epoch)
         self._readiness = Readiness()
+        self._gateways = Gateways(config)
         self._switchboard = Switchboard(
             clock=clock,
             max_waiting=config.max_waiting,
             max_waiting_tokens=config.max_waiting_tokens,
-            on_step=(self._metrics.take_step, self._pages.take_step),
+            on_step=(self._metrics.take_step, self._pages.take_step, *self._gateways.on_step),
             on_finish=(self._metrics.take_finished, self._spans.take_finished, log_finished),
         )
         self._service = EngineService(self._switchboard, self._pages)
@@ -88,8 +90,7 @@ class Front:
         self._exit: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._stop = StopRequest()
         self._flushed: asyncio.Queue[int] = asyncio.Queue(maxsize=1)
-        self._drain_lock = asyncio.Lock()
-        self._is_draining = False
+        self._draining = Draining(self._switchboard, leave_service=self._leave_service, hurried=self._stop.hurried)
         self._is_core_ended = False
         self._told_progress = ("", 0)
 
@@ -102,7 +103,8 @@ class Front:
             page = MetricsPage(self._metrics.registry, config.metrics_listen)
             stack.push_async_callback(asyncio.to_thread, page.close)
             stack.push_async_callback(self._cancel_tasks)
-            servers = await Servers.start(config, self._service, self._admin, self._readiness)
+            self._gateways.connect(self._switchboard, self._readiness, self.flush)
+            servers = await Servers.start(config, self._service, self._admin, self._readiness, self._gateways.add_to)
             stack.push_async_callback(servers.stop)
             stack.callback(self._finish_links)
             _log.info("engine_bound", address=servers.address, admin_address=servers.admin_address)
@@ -125,19 +127,7 @@ class Front:
         Returns:
             Requests that ended in time, and requests handed over.
         """
-        async with self._drain_lock:
-            num_live = len(self._switchboard)
-            if not self._is_draining:
-                self._is_draining = True
-                await self._begin_drain()
-            await self._idle_within(self._config.drain_grace_s if grace_s is None else grace_s)
-            num_left = len(self._switchboard)
-            if num_left:
-                self._switchboard.hand_off()
-                await self._idle_within(_HAND_OFF_TIMEOUT_S)
-                self._switchboard.end_all(FinishReason.HANDOFF)  # whatever a core in a long step has not ended
-            _log.info("engine_drained", num_finished=num_live - num_left, num_handed_over=num_left)
-            return num_live - num_left, num_left
+        return await self._draining.drain(self._config.drain_grace_s if grace_s is None else grace_s)
 
     async def flush(self) -> int:
         """Drop the cached pages; return their number."""
@@ -149,23 +139,12 @@ class Front:
         except TimeoutError:
             raise Unavailable("core_busy", "the engine core does not answer; try again", retry_after_s=1.0) from None
 
-    async def _begin_drain(self) -> None:
-        _log.info("engine_draining", num_requests=len(self._switchboard))
-        why = Unavailable("draining", "the engine is draining; use another one", retry_after_s=1.0)
-        self._switchboard.refuse(why)
+    async def _leave_service(self) -> None:
         self._switchboard.load.draining = True
         await self._readiness.hold("draining")
         self._beat()
         if self._registry is not None:
             await self._registry.leave("drain")
-
-    async def _idle_within(self, grace_s: float) -> None:
-        waits = [asyncio.ensure_future(self._switchboard.idle.wait()), asyncio.ensure_future(self._stop.hurried.wait())]
-        try:
-            await asyncio.wait(waits, timeout=grace_s, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for wait in waits:
-                wait.cancel()
 
     async def _drain_on_stop(self) -> None:
         await self._stop.asked.wait()
@@ -201,8 +180,9 @@ class Front:
         self._spans.model = ready.model_name
         self._switchboard.open(self._core, validator)
         self._service.open(info)
+        self._gateways.open(info)
         address = config.advertise or servers.address
-        if config.redis_url:
+        if config.redis_url and not self._draining.has_begun:
             from octavo_engine.registry import Registry  # noqa: PLC0415 - a fifth of the start-up time, seldom needed
 
             self._registry = Registry(
@@ -297,6 +277,7 @@ class Front:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await self._draining.close()
         if self._registry is not None:
             await self._registry.leave("leave")
             await self._registry.close()

@@ -34,5 +34,6 @@ def engine_info(
         max_step_tokens=ready.max_step_tokens,
         max_sequences=ready.max_sequences,
         version=version,
-        page_hash_root=validator.page_hash_root,
+        # Without a root nobody can name a page, so no router looks for one here.
+        page_hash_root=validator.page_hash_root if ready.prefix_caching else b"",
     )

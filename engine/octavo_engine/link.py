@@ -89,7 +89,7 @@ class Link:
         if kind == "submit":
             self._submit(request.submit)
         elif kind == "cancel":
-            self._switchboard.cancel(self, request.cancel.stream_id)
+            self._switchboard.cancel(self, request.cancel.stream_id, request.cancel.choices)
         elif kind == "credit":
             self._switchboard.credit(self, request.credit.stream_id, request.credit.max_output_tokens)
         else:

@@ -12,16 +12,14 @@ import torch
 from octavo.model_directory import DEFAULT_MODEL, resolve_model, served_name
 from octavo.revision import model_revision, tokenizer_revision
 
-from octavo_engine.backends.cpu_linear import CpuLinear, NotExact, bfloat16_is_fast
-from octavo_engine.backends.cpu_ops import CpuOps
-from octavo_engine.backends.ops import Ops
-from octavo_engine.backends.row_threads import RowThreads
+from octavo_engine.backends.ops import NotExact, Ops
 from octavo_engine.config import EngineConfig
 from octavo_engine.model_runner import ModelRunner
 from octavo_engine.models.config import ModelConfig, UnsupportedModel, read_config
 from octavo_engine.models.decoder import Decoder
-from octavo_engine.models.weights import Fetch, SafetensorsFiles
-from octavo_engine.runner import Loaded, ModelFacts
+from octavo_engine.models.weights import Fetch, open_weights
+from octavo_engine.runner import Loaded, ModelFacts, Runner
+from octavo_engine.warm_up import warm_up_plans
 
 Progress = Callable[[str, float], None]
 
@@ -44,7 +42,7 @@ def load(config: EngineConfig, progress: Progress) -> Loaded:
     progress("load weights", 0.0)
     runner, facts = build_runner(
         model,
-        SafetensorsFiles(directory).fetch,
+        open_weights(directory, model, _device(config)),
         config,
         name=config.model_name or served_name(config.model or DEFAULT_MODEL),
         revision=model_revision(directory),
@@ -63,7 +61,7 @@ def build_runner(
     revision: str,
     tokenizer: str,
     progress: Progress,
-) -> tuple[ModelRunner, ModelFacts]:
+) -> tuple[Runner, ModelFacts]:
     """Build the runner of a model whose tensors `fetch` gives, and what the engine tells about it."""
     device = _device(config)
     backend = config.backend if config.backend != "auto" else ("triton" if device.type == "cuda" else "torch")
@@ -79,9 +77,7 @@ def build_runner(
     def loaded(share: float) -> None:
         progress("load weights", share)
 
-    exact = device.type == "cpu" and config.numerics != "fast"
-    if config.numerics == "exact" and not exact:
-        raise UnsupportedModel("numerics exact is not offered on CUDA yet: use --numerics fast")
+    exact = config.numerics != "fast"
     ops = _ops(backend, model, pool, config, max_len, exact=exact)
     try:
         decoder = Decoder(model, fetch, ops, loaded)
@@ -93,9 +89,8 @@ def build_runner(
         exact = False
         ops = _ops(backend, model, pool, config, max_len, exact=exact)
         decoder = Decoder(model, fetch, ops, loaded)
-    runner = ModelRunner(decoder, ops, page_size=config.page_size, device=pool.device)
     progress("warm up", 0.0)
-    runner.warm_up()
+    runner = _warm_runner(decoder, ops, config, max_len, pool.device, backend)
     facts = ModelFacts(
         name=name,
         revision=revision,
@@ -113,19 +108,51 @@ def build_runner(
     return runner, facts
 
 
+# A GPU's engine imports nothing of the CPU's, and the other way round: Triton and Numba both take seconds.
+# ruff: noqa: PLC0415
+
+
 def _ops(
     backend: str, model: ModelConfig, pool: torch.Tensor, config: EngineConfig, max_len: int, *, exact: bool
 ) -> Ops:
     if backend == "triton":
-        from octavo_engine.backends.triton_ops import TritonOps  # noqa: PLC0415  # Triton is not needed on a CPU
+        from octavo_engine.backends.triton_ops import TritonOps
+        from octavo_engine.decode_step import padded_size
 
-        return TritonOps(model, pool, max_len=max_len, max_sequences=config.max_sequences)
+        rows = max(padded_size(config.sequences(pool.device.type)), len(warm_up_plans()[0].rows))
+        return TritonOps(model, pool, max_len=max_len, max_sequences=rows, exact=exact)
+    from octavo_engine.backends.cpu_linear import CpuLinear
+    from octavo_engine.backends.cpu_ops import CpuOps
+    from octavo_engine.backends.row_threads import RowThreads
+
     threads = config.threads or os.cpu_count() or 1
     torch.set_num_threads(threads)
     # Tiles cost far more than a tenth at small batches: `auto` then prefers `fast`.
     row_threads = RowThreads(threads)
     linear = CpuLinear(pool.dtype, exact=exact, tiles=config.numerics == "exact", threads=row_threads)
     return CpuOps(model, pool, max_len=max_len, threads=row_threads, linear=linear)
+
+
+def _warm_runner(
+    decoder: Decoder, ops: Ops, config: EngineConfig, max_len: int, device: torch.device, backend: str
+) -> Runner:
+    if backend == "torch":
+        on_cpu = ModelRunner(decoder, ops, page_size=config.page_size)
+        on_cpu.warm_up()
+        return on_cpu
+    from octavo_engine.pipelined_runner import PipelinedRunner
+
+    pipelined = PipelinedRunner(
+        decoder,
+        ops,
+        page_size=config.page_size,
+        max_sequences=config.sequences(device.type),
+        max_len=max_len,
+        max_step_tokens=config.step_tokens(device.type),
+        device=device,
+    )
+    pipelined.warm_up()
+    return pipelined
 
 
 def _device(config: EngineConfig) -> torch.device:
@@ -140,6 +167,8 @@ def _dtype(config: EngineConfig, model: ModelConfig, device: torch.device) -> to
     if config.dtype != "auto":
         return _DTYPES[config.dtype]
     if device.type == "cpu":
+        from octavo_engine.backends.cpu_linear import bfloat16_is_fast
+
         return torch.bfloat16 if model.dtype == "bfloat16" and bfloat16_is_fast() else torch.float32
     return _DTYPES.get(model.dtype, torch.bfloat16)
 

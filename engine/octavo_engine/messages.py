@@ -35,9 +35,10 @@ class Submit(msgspec.Struct, frozen=True, tag="submit", array_like=True):
 
 
 class Cancel(msgspec.Struct, frozen=True, tag="cancel", array_like=True):
-    """Give a request up."""
+    """Give a request up, or only the choices named."""
 
     key: int
+    choices: tuple[int, ...] = ()
 
 
 class Credit(msgspec.Struct, frozen=True, tag="credit", array_like=True):
@@ -80,6 +81,7 @@ class Ready(msgspec.Struct, frozen=True, tag="ready", array_like=True):
     max_step_tokens: int
     max_sequences: int
     load_s: float
+    prefix_caching: bool = True
 
 
 class Progress(msgspec.Struct, frozen=True, tag="progress", array_like=True):

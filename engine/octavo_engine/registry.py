@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 
 import redis.asyncio
 import structlog
-from octavo.redis_client import connect
+from octavo.redis_client import connect, heed_cancellation
 from octavo.redis_keys import (
     FLEET_MAXLEN,
     LEASE_PERIOD_S,
@@ -142,6 +142,7 @@ class Registry:
             async with self._writing:
                 await write
         except (RedisError, OSError) as error:
+            heed_cancellation()
             self._is_announced = False  # a restarted Redis has forgotten the notice
             self._note(is_up=False, error=type(error).__name__)
         else:

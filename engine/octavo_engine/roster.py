@@ -12,6 +12,7 @@ Each move is told in the outcome, and leaves pages, slots, queue and counts in o
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from octavo.errors import InvalidRequest
@@ -134,7 +135,7 @@ class Roster:
         self.waiting.remove(sequence)
         choices = self.choices_of(sequence)
         if sequence.state is State.WAITING:
-            sequence.num_cached = claim.num_cached
+            sequence.num_cached = min(claim.num_cached, sequence.num_prompt)
             sequence.max_computed = claim.num_computed
             sequence.first_planned_ns = now_ns
         sequence.num_computed = claim.num_computed
@@ -189,11 +190,11 @@ class Roster:
         self.outcome.ends.append(end)
         self.queue_ready(choices)
 
-    def end_request(self, key: int, reason: FinishReason, *, error: str = "") -> None:
-        """End every choice of a request. An unknown request is ignored."""
-        choices = self._requests.get(key)
-        if choices is not None:
-            for sequence in list(choices.live):
+    def end_request(self, key: int, reason: FinishReason, *, choices: Collection[int] = (), error: str = "") -> None:
+        """End the choices given of a request, or all if none is given. What is unknown is ignored."""
+        found = self._requests.get(key)
+        if found is not None:
+            for sequence in [each for each in found.live if not choices or each.choice in choices]:
                 self.end(sequence, reason, error=error)
 
     def end_all(self, reason: FinishReason) -> None:

@@ -12,6 +12,7 @@ is published, and no page or slot changes hands, before the results of the steps
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from octavo_engine.budget import StepBudget
@@ -79,9 +80,9 @@ class Scheduler:
         self._roster.enrol(request)
         self._roster.expire(now_ns)
 
-    def cancel(self, key: int) -> None:
-        """Give a request up. One that has ended, or never came, is ignored."""
-        self._roster.end_request(key, FinishReason.CANCELLED)
+    def cancel(self, key: int, choices: Collection[int] = ()) -> None:
+        """Give a request up, or only some of its choices. What has ended, or never came, is ignored."""
+        self._roster.end_request(key, FinishReason.CANCELLED, choices=choices)
 
     def set_credit(self, key: int, max_output_tokens: int) -> None:
         """Let each choice of a request have at most so many output tokens. An unknown request is ignored."""

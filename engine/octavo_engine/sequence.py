@@ -175,9 +175,12 @@ class Sequence:
         return self.credit is not None and self.num_output >= self.credit
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, eq=False)
 class Row:
     """One sequence's part of a step: tokens [start, start + num_tokens) are computed.
+
+    Nobody changes a row. It is not frozen because a frozen dataclass takes several times as long to make, and a step
+    makes hundreds.
 
     Attributes:
         sequence: whose tokens.

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import grpc
+from google.protobuf.descriptor import FileDescriptor
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from octavo.rpc_errors import ErrorInterceptor
 from octavo.serving import bind, enable_reflection
@@ -48,9 +49,14 @@ class Servers:
 
     @classmethod
     async def start(
-        cls, config: EngineConfig, service: EngineService, admin: AdminService, readiness: Readiness
+        cls,
+        config: EngineConfig,
+        service: EngineService,
+        admin: AdminService,
+        readiness: Readiness,
+        add_more: Callable[[grpc.aio.Server], Sequence[FileDescriptor]] = lambda _server: (),
     ) -> Servers:
-        """Start listening.
+        """Start listening. `add_more` adds further services for routers and returns their descriptions.
 
         Raises:
             ListenError: an address is not free.
@@ -59,9 +65,13 @@ class Servers:
         engine_server, admin_server = _server(), _server()
         engine_pb2_grpc.add_EngineServiceServicer_to_server(service, engine_server)
         admin_pb2_grpc.add_AdminServiceServicer_to_server(admin, admin_server)
-        for server, descriptor in ((engine_server, engine_pb2), (admin_server, admin_pb2)):
+        more = add_more(engine_server)
+        for server, descriptors in (
+            (engine_server, (engine_pb2.DESCRIPTOR, *more)),
+            (admin_server, (admin_pb2.DESCRIPTOR,)),
+        ):
             health_pb2_grpc.add_HealthServicer_to_server(readiness.servicer, server)
-            enable_reflection(server, (descriptor.DESCRIPTOR, health_pb2.DESCRIPTOR))
+            enable_reflection(server, (*descriptors, health_pb2.DESCRIPTOR))
         address = bind(engine_server, config.listen, "listen")
         admin_address = bind(admin_server, config.admin_listen, "admin_listen")
         await engine_server.start()

@@ -30,7 +30,14 @@ STEP_FAILED: Final = "engine_step_failed"
 BEAT_S: Final = 0.1
 """With requests that cannot move (no credit, no pages) a frame still goes out this often: it shows that the core lives."""
 
+QUIET_S: Final = 1.0
+"""So long after its last request an idle core collects all its garbage, which may take longer than a step should wait.
+
+A core that is never idle does without: what the loop and the scheduler make has no cycles and needs no collector."""
+
 _MAX_FAILURES_IN_A_ROW = 3
+_TOKEN_BYTES = 4
+_FIRST_TOKENS = 16_384  # prompt tokens that keep a device busy while the rest of a burst is taken
 _STEPS_BETWEEN_COLLECTIONS = 2000
 _log = structlog.get_logger()
 
@@ -88,8 +95,10 @@ class StepLoop:
         self._runner = runner
         self._clock = clock
         self._launched: deque[_Launched] = deque()
+        self._deferred: list[messages.Command] = []
         self._is_stopping = False
         self._has_work = False
+        self._is_littered = False  # whether requests came since the last full collection
         self._num_taken = 0
         self._num_frames = 0
         self._num_failures = 0
@@ -109,14 +118,33 @@ class StepLoop:
             self._publish(result)
 
     def _intake(self) -> None:
-        """Apply what the front asks; wait for it only when there is nothing to compute."""
-        if self._has_work:
-            commands = self._pipe.poll()
-        else:
-            gc.collect(1)  # now nobody waits for a token
-            commands = self._pipe.wait(self._patience_s())
-        for command in commands:
+        """Apply what the front asks; wait for it only when there is nothing to compute.
+
+        Of a burst of prompts that finds the device idle only the first are taken at once: the others are hashed while
+        the first ones compute.
+        """
+        commands = self._deferred + (self._pipe.poll() if self._has_work or self._deferred else self._rest())
+        self._deferred = []
+        is_idle = self._runner.depth > 1 and not self._launched
+        num_tokens = 0
+        for index, command in enumerate(commands):
             self._apply(command)
+            num_tokens += len(command.prompt) // _TOKEN_BYTES if isinstance(command, messages.Submit) else 0
+            if is_idle and num_tokens >= _FIRST_TOKENS:
+                self._deferred = commands[index + 1 :]
+                return
+
+    def _rest(self) -> list[messages.Command]:
+        """Wait for the front, and collect garbage: now nobody waits for a token."""
+        gc.collect(1)
+        patience_s = self._patience_s()
+        if patience_s is not None or not self._is_littered:
+            return self._pipe.wait(patience_s)
+        commands = self._pipe.wait(QUIET_S)
+        if not commands:
+            gc.collect()
+            self._is_littered = False
+        return commands
 
     def _plan(self) -> StepPlan | None:
         return self._scheduler.plan(self._clock())
@@ -174,9 +202,10 @@ class StepLoop:
     def _apply(self, command: messages.Command) -> None:
         if isinstance(command, messages.Submit):
             self._num_taken += 1
+            self._is_littered = True
             self._add(command)
         elif isinstance(command, messages.Cancel):
-            self._scheduler.cancel(command.key)
+            self._scheduler.cancel(command.key, command.choices)
         elif isinstance(command, messages.Credit):
             self._scheduler.set_credit(command.key, command.max_output_tokens)
         elif isinstance(command, messages.Flush):

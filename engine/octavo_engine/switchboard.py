@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -86,6 +86,7 @@ class Switchboard:
         self._waiting_tokens = 0
         self._core: Core | None = None
         self._validator: Validator | None = None
+        self._is_refusing = False
         self._closed = Unavailable("model_loading", "the engine is loading its model; try again", retry_after_s=1.0)
 
     def __len__(self) -> int:
@@ -102,12 +103,14 @@ class Switchboard:
         return self._core is not None
 
     def open(self, core: Core, validator: Validator) -> None:
-        """Start taking requests."""
+        """Start taking requests, unless they are refused already: an engine may be told to drain while it loads."""
         self._core = core
-        self._validator = validator
+        if not self._is_refusing:
+            self._validator = validator
 
     def refuse(self, why: Unavailable) -> None:
         """Take nothing new from now on."""
+        self._is_refusing = True
         self._closed = why
         self._validator = None
 
@@ -157,11 +160,15 @@ class Switchboard:
         self._send(command)
         return len(self._live[key].open_choices)
 
-    def cancel(self, reader: Reader, stream_id: int) -> None:
-        """Give a request up; its end comes from the core. Unknown ids are ignored."""
+    def cancel(self, reader: Reader, stream_id: int, choices: Collection[int] = ()) -> None:
+        """Give a request up, or only some of its choices; the ends come from the core. What is unknown is ignored."""
         key = key_of(reader.number, stream_id)
-        if key in self._live:
-            self._send(messages.Cancel(key))
+        request = self._live.get(key)
+        if request is None:
+            return
+        open_choices = request.open_choices.intersection(choices)
+        if open_choices or not choices:
+            self._send(messages.Cancel(key, tuple(sorted(open_choices))))
 
     def credit(self, reader: Reader, stream_id: int, max_output_tokens: int) -> None:
         """Let a request run on. Unknown ids, and credits below the last one, are ignored."""
@@ -241,6 +248,7 @@ class Switchboard:
                 stream_id=event.key & STREAM_MASK,
                 cached_tokens=event.cached_tokens,
                 queue_ns=max(0, event.at_ns - request.command.arrival_ns),
+                at_ns=self._clock.unix_ns(event.at_ns),
             )
 
     def _note_progress(self, frame: messages.StepFrame) -> None:

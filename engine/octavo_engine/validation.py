@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import math
 import string
 from collections.abc import Sequence
 from typing import Final
 
 from octavo.errors import InvalidRequest
 from octavo.page_hash import root_hash, salted_root, token_bytes
+from octavo.sampling_rules import check_sampling
 from octavo.v1 import engine_pb2, types_pb2
 
 from octavo_engine import messages, sequence
 
-MAX_CHOICES: Final = 8
-MAX_TEMPERATURE: Final = 100.0
-MAX_STOP_TOKEN_IDS: Final = 128
 MAX_REQUEST_ID_LEN: Final = 128
 MAX_CACHE_SALT_BYTES: Final = 64
 MAX_TIMEOUT_MS: Final = 24 * 3600 * 1000
@@ -72,7 +69,8 @@ class Validator:
             submit.timeout_ms <= MAX_TIMEOUT_MS, "invalid_timeout", "timeout_ms", f"must be at most {MAX_TIMEOUT_MS}"
         )
         _check(submit.priority in _PRIORITIES, "invalid_priority", "priority", "is not a known class of service")
-        _check_sampling(sampling, facts.vocab_size)
+        check_sampling(sampling, vocab_size=facts.vocab_size)
+        _check(sampling.HasField("seed"), "missing_seed", "sampling.seed", "must be set: the router draws it")
         _check(len(submit.prompt_token_ids) > 0, "empty_prompt", "prompt_token_ids", "must hold at least one token id")
         self._check_ids(submit.prompt_token_ids, "prompt_token_ids")
         n = sampling.n or 1
@@ -152,48 +150,6 @@ class Validator:
                 f"has {len(output.token_ids)} tokens; the prompt leaves room for {room}",
             )
         return room
-
-
-def _check_sampling(sampling: types_pb2.SamplingParams, vocab_size: int) -> None:
-    _check(
-        sampling.n <= MAX_CHOICES,
-        "too_many_choices",
-        "sampling.n",
-        f"is {sampling.n}, at most {MAX_CHOICES} are allowed",
-    )
-    _check_range(sampling.temperature, "sampling.temperature", 0.0, MAX_TEMPERATURE)
-    _check_range(sampling.min_p, "sampling.min_p", 0.0, 1.0)
-    if sampling.HasField("top_p"):
-        _check_range(sampling.top_p, "sampling.top_p", 0.0, 1.0)
-        _check(sampling.top_p > 0, "out_of_range", "sampling.top_p", "must be above 0")
-    _check(sampling.HasField("seed"), "missing_seed", "sampling.seed", "must be set: the router draws it")
-    _check(
-        not sampling.max_tokens or sampling.min_tokens <= sampling.max_tokens,
-        "out_of_range",
-        "sampling.min_tokens",
-        f"is {sampling.min_tokens}, above max_tokens {sampling.max_tokens}",
-    )
-    _check(
-        len(sampling.stop_token_ids) <= MAX_STOP_TOKEN_IDS,
-        "too_many_stop_tokens",
-        "sampling.stop_token_ids",
-        f"has {len(sampling.stop_token_ids)} ids, at most {MAX_STOP_TOKEN_IDS} are allowed",
-    )
-    _check(
-        not sampling.stop_token_ids or max(sampling.stop_token_ids) < vocab_size,
-        "invalid_token_id",
-        "sampling.stop_token_ids",
-        f"holds an id that is not below the model's vocabulary size {vocab_size}",
-    )
-
-
-def _check_range(value: float, field: str, least: float, most: float) -> None:
-    _check(
-        math.isfinite(value) and least <= value <= most,
-        "out_of_range",
-        field,
-        f"is {value:g}, outside [{least:g}, {most:g}]",
-    )
 
 
 def _check(holds: bool, reason: str, field: str, message: str) -> None:  # noqa: FBT001 - the first word is the condition

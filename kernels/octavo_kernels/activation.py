@@ -5,6 +5,7 @@ import triton
 import triton.language as tl
 
 from octavo_kernels.launch import FLOATS, check_tensor
+from octavo_kernels.overlap import early_launch, wait_for_previous
 
 _COLUMNS = 1024
 
@@ -24,17 +25,20 @@ def silu_mul(gate_up: torch.Tensor, out: torch.Tensor) -> None:
     if num_rows == 0:
         return
     _silu_mul_columns[num_rows, triton.cdiv(width, _COLUMNS)](
-        gate_up, out, width, gate_up.stride(0), out.stride(0), COLUMNS=_COLUMNS, num_warps=4
+        gate_up, out, width, gate_up.stride(0), out.stride(0), COLUMNS=_COLUMNS, num_warps=4, **early_launch()
     )
 
 
 @triton.jit
-def _silu_mul_columns(gate_up_ptr, out_ptr, width, stride_in_row, stride_out_row, COLUMNS: tl.constexpr):
+def _silu_mul_columns(
+    gate_up_ptr, out_ptr, width, stride_in_row, stride_out_row, COLUMNS: tl.constexpr, EARLY: tl.constexpr
+):
     """Compute out = gate / (1 + exp(-gate)) * up for COLUMNS columns of one row. Grid (row, columns)."""
     row = tl.program_id(0).to(tl.int64)
     cols = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     inside = cols < width
     dtype: tl.constexpr = out_ptr.dtype.element_ty
+    wait_for_previous(EARLY)
     gate_ptrs = gate_up_ptr + row * stride_in_row + cols
     gate = tl.load(gate_ptrs, mask=inside, other=0.0).to(tl.float32)
     up = tl.load(gate_ptrs + width, mask=inside, other=0.0).to(tl.float32)

@@ -9,12 +9,15 @@ import torch
 import triton
 import triton.language as tl
 
-from octavo_kernels.heuristics import DECODE, Tile, lookup
+from octavo_kernels.chunk_states import merge_chunks, visible_chunks, write_merged
+from octavo_kernels.decode_plan import DecodePlan, check_plan
+from octavo_kernels.heuristics import CHUNK, DECODE, DECODE_EXACT, Tile, lookup
 from octavo_kernels.launch import architecture, check_attention, check_options, must_upcast
-from octavo_kernels.page_tiles import LN2, LOG2E, finish_softmax, load_tile, raw_scores, softmax_step, token_offsets
+from octavo_kernels.overlap import early_launch, wait_for_previous
+from octavo_kernels.page_tiles import finish_softmax, load_tile, raw_scores, softmax_weights, token_offsets
 
 
-def decode_workspace_size(batch: int, num_heads: int, head_dim: int, max_len: int, chunk: int = 512) -> int:
+def decode_workspace_size(batch: int, num_heads: int, head_dim: int, max_len: int, chunk: int = CHUNK) -> int:
     """Return how many fp32 elements `paged_decode` needs as its workspace.
 
     Args:
@@ -24,7 +27,7 @@ def decode_workspace_size(batch: int, num_heads: int, head_dim: int, max_len: in
         max_len: tokens that the block table has room for, max_pages * PAGE.
         chunk: tokens a chunk.
     """
-    return batch * num_heads * -(-max_len // chunk) * (head_dim + 1)
+    return batch * num_heads * -(-max_len // chunk) * (head_dim + 2)
 
 
 def paged_decode(
@@ -40,15 +43,16 @@ def paged_decode(
     window: int = 0,
     softcap: float = 0.0,
     sinks: torch.Tensor | None = None,
-    chunk: int = 512,
+    chunk: int = CHUNK,
     lse: torch.Tensor | None = None,
+    exact: bool = False,
+    plan: DecodePlan | None = None,
     tile: Tile | None = None,
 ) -> None:
     """Attend with one query token a sequence.
 
     The grids depend on shapes only (the width of the block table, not the lengths), so a CUDA graph can hold them.
-    Programs of chunks that a sequence does not reach return at once, but they are not free: pass a view of the table's
-    first columns where lengths are known to be short.
+    Programs of chunks that a sequence does not reach return at once, but they are not free: a plan spares them.
 
     Args:
         q: [B, Hq, D] fp32, fp16 or bf16; D a multiple of 16.
@@ -64,7 +68,9 @@ def paged_decode(
         sinks: [Hq] fp32, one more score a head that takes part in the softmax and has no value.
         chunk: tokens a program reads; a multiple of 64 suits every tile.
         lse: [B, Hq] fp32, written if given: natural logarithm of the softmax denominator, the sink included.
-        tile: launch parameters, by default those of `heuristics.DECODE`.
+        exact: give the very bits that `paged_extend` with `exact` and the same chunk gives for the same query.
+        plan: the work list of this step, made for this chunk and window; without it the grid covers the whole table.
+        tile: launch parameters, by default those of `heuristics.DECODE` or `DECODE_EXACT`.
     """
     check_attention(q, k, v, block_table, seq_lens, out, sinks, lse)
     check_options(scale, window, softcap)
@@ -73,7 +79,7 @@ def paged_decode(
     if block_table.shape[0] != batch:
         raise ValueError(f"block_table: {block_table.shape[0]} rows, expected {batch}, one per query")
     group, d_pad = num_heads // num_kv_heads, max(16, triton.next_power_of_2(head_dim))
-    tile = tile or lookup(DECODE, architecture(), d_pad, group, q.dtype, page_size)
+    tile = tile or lookup(DECODE_EXACT if exact else DECODE, architecture(), d_pad, group, q.dtype, page_size)
     if chunk <= 0 or chunk % tile.tokens != 0:
         raise ValueError(f"chunk: {chunk}, expected a multiple of {tile.tokens}, the tokens of a tile")
     max_len = block_table.shape[1] * page_size
@@ -88,12 +94,21 @@ def paged_decode(
         return
     num_chunks = triton.cdiv(max_len, chunk)
     lse_out = lse if lse is not None else workspace  # an address that is never written
-    _decode_chunks[num_chunks, num_kv_heads, batch](
+    rows = max(tile.rows, triton.next_power_of_2(group))
+    grid: tuple[int, ...] = (num_chunks, num_kv_heads, batch)
+    if plan is not None:
+        check_plan(plan, batch, num_kv_heads, chunk, window, rows, group)
+        grid = (min(plan.programs, num_chunks * num_kv_heads * batch),)
+    merged = plan is not None and plan.tickets is not None
+    _decode_chunks[grid](
         q,
         k,
         v,
         block_table,
         seq_lens,
+        plan.work if plan else None,
+        plan.members if plan else None,
+        plan.tickets if plan else None,
         sinks,
         out,
         lse_out,
@@ -110,6 +125,7 @@ def paged_decode(
         block_table.stride(0),
         out.stride(0),
         out.stride(1),
+        KV_HEADS=num_kv_heads,
         GROUP=group,
         D=head_dim,
         D_PAD=d_pad,
@@ -120,13 +136,17 @@ def paged_decode(
         HAS_SINKS=sinks is not None,
         HAS_LSE=lse is not None,
         UPCAST=must_upcast(q.dtype),
-        ROWS=max(tile.rows, triton.next_power_of_2(group)),
+        ROWS=rows,
         TOKENS=tile.tokens,
+        LISTED=plan is not None,
+        MEMBERS=plan.members.shape[1] if plan and plan.members is not None else 0,
+        TICKETS=merged,
         num_warps=tile.warps,
         num_stages=tile.stages,
+        **early_launch(),
     )
-    if num_chunks > 1:
-        _merge_chunks[num_heads, batch](
+    if num_chunks > 1 and not merged:
+        merge_chunks[num_heads, batch](
             workspace,
             seq_lens,
             sinks,
@@ -143,25 +163,59 @@ def paged_decode(
             HAS_SINKS=sinks is not None,
             HAS_LSE=lse is not None,
             num_warps=1 if d_pad <= 128 else 2,
+            **early_launch(),
         )
 
 
 @triton.jit
-def _visible_chunks(length, CHUNK: tl.constexpr, WINDOW: tl.constexpr):
-    """Return (first visible token, first chunk, chunk past the last) of a sequence of this length."""
-    start = 0
-    if WINDOW > 0:
-        start = tl.maximum(length - WINDOW, 0)
-    return start, start // CHUNK, tl.cdiv(length, CHUNK)
+def _attend_chunk(
+    q,
+    k_ptr,
+    v_ptr,
+    table,
+    begin,
+    start,
+    stop,
+    scale,
+    softcap,
+    stride_page,
+    stride_token,
+    D: tl.constexpr,
+    D_PAD: tl.constexpr,
+    PAGE: tl.constexpr,
+    HAS_SOFTCAP: tl.constexpr,
+    UPCAST: tl.constexpr,
+    ROWS: tl.constexpr,
+    TOKENS: tl.constexpr,
+):
+    """Return the state (top, total, acc) of all rows of q over the keys start .. stop - 1, in tiles from `begin` on."""
+    top = tl.full([ROWS], float("-inf"), tl.float32)
+    total = tl.zeros([ROWS], tl.float32)
+    acc = tl.zeros([ROWS, D_PAD], tl.float32)
+    for tile_start in tl.range(begin, stop, TOKENS):
+        tokens = tile_start + tl.arange(0, TOKENS)
+        offsets = token_offsets(table, tile_start, stop, stride_page, stride_token, TOKENS, PAGE, MASKED=True)
+        k = load_tile(k_ptr, offsets, tokens, start, stop, D, D_PAD, True, UPCAST)
+        scores, factor = raw_scores(q, k, scale, softcap, HAS_SOFTCAP)
+        scores = tl.where(((tokens >= start) & (tokens < stop))[None, :], scores, float("-inf"))
+        v = load_tile(v_ptr, offsets, tokens, start, stop, D, D_PAD, True, UPCAST)
+        top, total, weights, shrink = softmax_weights(scores, factor, top, total)
+        acc = tl.dot(weights.to(v.dtype), v, acc * shrink[:, None], input_precision="ieee")
+    return top, total, acc
 
 
-@triton.jit(do_not_specialize=["num_chunks", "batch"])
-def _decode_chunks(
+@triton.jit
+def _decode_item(  # noqa: C901, PLR0915 - one item, read from top to bottom
+    seq,
+    kv_head,
+    chunk,
     q_ptr,
     k_ptr,
     v_ptr,
     table_ptr,
     seq_lens_ptr,
+    members_ptr,
+    tickets_ptr,
     sinks_ptr,
     out_ptr,
     lse_ptr,
@@ -178,6 +232,7 @@ def _decode_chunks(
     stride_table,
     stride_out_row,
     stride_out_head,
+    KV_HEADS: tl.constexpr,
     GROUP: tl.constexpr,
     D: tl.constexpr,
     D_PAD: tl.constexpr,
@@ -190,112 +245,139 @@ def _decode_chunks(
     UPCAST: tl.constexpr,
     ROWS: tl.constexpr,
     TOKENS: tl.constexpr,
+    MEMBERS: tl.constexpr,
+    TICKETS: tl.constexpr,
 ):
-    """softmax(scale * q k^T) v over one chunk of one sequence, for the GROUP query heads of one key/value head.
-
-    Grid (chunk, kv head, sequence). Writes the final output if the sequence has one visible chunk, else a partial
-    output (normalised) and its lse to the workspace: out [B, Hq, chunks, D], then lse [B, Hq, chunks], all fp32.
-    """
-    chunk, kv_head, seq = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    num_heads = tl.num_programs(1) * GROUP
+    """One chunk of one sequence, or (seq < 0) the chunk that the sequences of shared tile -1 - seq have in common."""
+    rows = tl.arange(0, ROWS)
+    dims = tl.arange(0, D_PAD)
+    heads = kv_head * GROUP + rows % GROUP
+    member = tl.where(rows < GROUP, seq, -1)
+    if MEMBERS > 0:  # noqa: SIM102 - the compiler knows this one
+        if seq < 0:
+            tile_members = members_ptr + (-1 - seq) * MEMBERS
+            member = tl.load(tile_members + rows // GROUP, mask=rows < MEMBERS * GROUP, other=-1)
+            seq = tl.load(tile_members)
+    present = member >= 0
     length = tl.load(seq_lens_ptr + seq)
-    start, first_chunk, stop_chunk = _visible_chunks(length, CHUNK, WINDOW)
-    alone = stop_chunk - first_chunk <= 1
+    start, first_chunk, stop_chunk = visible_chunks(length, CHUNK, WINDOW)
     # An empty sequence has no chunk at all: program 0 writes its zeros.
     if (chunk >= first_chunk) & (chunk < tl.maximum(stop_chunk, 1)):
-        rows = tl.arange(0, ROWS)
-        dims = tl.arange(0, D_PAD)
-        heads = kv_head * GROUP + rows
-        cells = (rows < GROUP)[:, None] & (dims < D)[None, :]
-        q_offsets = seq.to(tl.int64) * stride_q_row + heads[:, None] * stride_q_head + dims[None, :]
+        cells = present[:, None] & (dims < D)[None, :]
+        q_offsets = member.to(tl.int64)[:, None] * stride_q_row + heads[:, None] * stride_q_head + dims[None, :]
         q = tl.load(q_ptr + q_offsets, mask=cells, other=0.0)
         if UPCAST:
             q = q.to(tl.float32)
-        top = tl.full([ROWS], float("-inf"), tl.float32)
-        total = tl.zeros([ROWS], tl.float32)
-        acc = tl.zeros([ROWS, D_PAD], tl.float32)
-        head_base = kv_head.to(tl.int64) * stride_kv_head
+        head_base = tl.cast(kv_head, tl.int64) * stride_kv_head
         table = table_ptr + seq.to(tl.int64) * stride_table
         stop = tl.minimum(length, (chunk + 1) * CHUNK)
         # Tiles stay on multiples of TOKENS whatever the window, so the order of sums is the same for all sequences.
         begin = tl.maximum(start // TOKENS * TOKENS, chunk * CHUNK)
-        for tile_start in tl.range(begin, stop, TOKENS):
-            tokens = tile_start + tl.arange(0, TOKENS)
-            offsets = token_offsets(table, tile_start, stop, stride_page, stride_token, TOKENS, PAGE, MASKED=True)
-            k = load_tile(k_ptr + head_base, offsets, tokens, start, stop, D, D_PAD, True, UPCAST)
-            scores, factor = raw_scores(q, k, scale, softcap, HAS_SOFTCAP)
-            scores = tl.where(((tokens >= start) & (tokens < stop))[None, :], scores, float("-inf"))
-            v = load_tile(v_ptr + head_base, offsets, tokens, start, stop, D, D_PAD, True, UPCAST)
-            top, total, acc = softmax_step(scores, factor, v, top, total, acc)
-
-        sink = tl.zeros([ROWS], tl.float32)
-        row = seq.to(tl.int64) * num_heads + heads
-        if alone:
+        top, total, acc = _attend_chunk(
+            q, k_ptr + head_base, v_ptr + head_base, table, begin, start, stop, scale, softcap, stride_page,
+            stride_token, D, D_PAD, PAGE, HAS_SOFTCAP, UPCAST, ROWS, TOKENS,
+        )  # fmt: skip
+        row = member.to(tl.int64) * (KV_HEADS * GROUP) + heads
+        if stop_chunk - first_chunk <= 1:
+            sink = tl.zeros([ROWS], tl.float32)
             if HAS_SINKS:
-                sink = tl.load(sinks_ptr + heads, mask=rows < GROUP, other=0.0)
+                sink = tl.load(sinks_ptr + heads, mask=present, other=0.0)
                 if length == 0:
                     sink += float("-inf")
             out, lse = finish_softmax(top, total, acc, sink, HAS_SINKS)
             out_offsets = seq.to(tl.int64) * stride_out_row + heads[:, None] * stride_out_head + dims[None, :]
             tl.store(out_ptr + out_offsets, out.to(out_ptr.dtype.element_ty), mask=cells)
             if HAS_LSE:
-                tl.store(lse_ptr + row, lse, mask=rows < GROUP)
+                tl.store(lse_ptr + row, lse, mask=present)
         else:
-            out, lse = finish_softmax(top, total, acc, sink, False)
-            partial = row * num_chunks + chunk
-            tl.store(workspace_ptr + partial[:, None] * D + dims[None, :], out, mask=cells)
-            lse_base = batch.to(tl.int64) * num_heads * num_chunks * D
-            tl.store(workspace_ptr + lse_base + partial, lse, mask=rows < GROUP)
+            num_rows = batch.to(tl.int64) * (KV_HEADS * GROUP)
+            state = row * num_chunks + chunk
+            tops = workspace_ptr + num_rows * num_chunks * D
+            tl.store(workspace_ptr + state[:, None] * D + dims[None, :], acc, mask=cells)
+            tl.store(tops + state, top, mask=present)
+            tl.store(tops + num_rows * num_chunks + state, total, mask=present)
+            if TICKETS:
+                # Whoever finishes the last chunk of a sequence folds all of them, in order.
+                tl.debug_barrier()
+                ticket = tickets_ptr + seq * KV_HEADS + kv_head
+                if tl.atomic_add(ticket, 1, sem="acq_rel", scope="gpu") == stop_chunk - first_chunk - 1:
+                    tl.store(ticket, 0)
+                    few: tl.constexpr = triton.next_power_of_2(GROUP)
+                    few_heads = tl.arange(0, few)
+                    write_merged(
+                        seq, kv_head * GROUP + few_heads, few_heads < GROUP, KV_HEADS * GROUP, first_chunk, stop_chunk,
+                        num_chunks, num_rows, workspace_ptr, sinks_ptr, out_ptr, lse_ptr, stride_out_row,
+                        stride_out_head, D, D_PAD, few, HAS_SINKS, HAS_LSE,
+                    )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["num_chunks", "batch"])
-def _merge_chunks(
-    workspace_ptr,
+def _decode_chunks(
+    q_ptr,
+    k_ptr,
+    v_ptr,
+    table_ptr,
     seq_lens_ptr,
+    work_ptr,
+    members_ptr,
+    tickets_ptr,
     sinks_ptr,
     out_ptr,
     lse_ptr,
+    workspace_ptr,
+    scale,
+    softcap,
     num_chunks,
     batch,
+    stride_q_row,
+    stride_q_head,
+    stride_page,
+    stride_kv_head,
+    stride_token,
+    stride_table,
     stride_out_row,
     stride_out_head,
+    KV_HEADS: tl.constexpr,
+    GROUP: tl.constexpr,
     D: tl.constexpr,
     D_PAD: tl.constexpr,
+    PAGE: tl.constexpr,
     CHUNK: tl.constexpr,
     WINDOW: tl.constexpr,
+    HAS_SOFTCAP: tl.constexpr,
     HAS_SINKS: tl.constexpr,
     HAS_LSE: tl.constexpr,
+    UPCAST: tl.constexpr,
+    ROWS: tl.constexpr,
+    TOKENS: tl.constexpr,
+    LISTED: tl.constexpr,
+    MEMBERS: tl.constexpr,
+    TICKETS: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
-    """Compute out = sum_c exp(lse_c - lse) out_c over the visible chunks c of one sequence and head, in chunk order.
+    """softmax(scale * q k^T) v over chunks of sequences, for the GROUP query heads of one key/value head.
 
-    Grid (head, sequence). Sequences with one visible chunk are already written and left alone.
+    Grid (chunk, kv head, sequence); or, with a work list (LISTED), any number of programs that take items of the list
+    in turn. Writes the final output if the sequence has one visible chunk, else a state to the workspace:
+    acc [B, Hq, chunks, D], top [B, Hq, chunks], total [B, Hq, chunks], all fp32.
     """
-    head, seq = tl.program_id(0), tl.program_id(1)
-    length = tl.load(seq_lens_ptr + seq)
-    _, first_chunk, stop_chunk = _visible_chunks(length, CHUNK, WINDOW)
-    if stop_chunk - first_chunk > 1:
-        row = seq.to(tl.int64) * tl.num_programs(0) + head
-        dims = tl.arange(0, D_PAD)
-        lse_ptrs = workspace_ptr + batch.to(tl.int64) * tl.num_programs(0) * num_chunks * D + row * num_chunks
-        top = tl.full([], float("-inf"), tl.float32)
-        total = tl.zeros([], tl.float32)
-        if HAS_SINKS:
-            top = tl.load(sinks_ptr + head) * LOG2E
-            total += 1.0
-        acc = tl.zeros([D_PAD], tl.float32)
-        for chunk in tl.range(first_chunk, stop_chunk):
-            lse = tl.load(lse_ptrs + chunk) * LOG2E
-            out = tl.load(workspace_ptr + (row * num_chunks + chunk) * D + dims, mask=dims < D, other=0.0)
-            new_top = tl.maximum(top, lse)  # finite: every visible chunk holds a visible token
-            shrink = tl.exp2(top - new_top)
-            weight = tl.exp2(lse - new_top)
-            acc = acc * shrink + out * weight
-            total = total * shrink + weight
-            top = new_top
-        tl.store(
-            out_ptr + seq.to(tl.int64) * stride_out_row + head * stride_out_head + dims,
-            (acc / total).to(out_ptr.dtype.element_ty),
-            mask=dims < D,
-        )
-        if HAS_LSE:
-            tl.store(lse_ptr + row, (top + tl.log2(total)) * LN2)
+    wait_for_previous(EARLY)
+    if LISTED:
+        stop_item = tl.load(work_ptr) * KV_HEADS
+        for item in tl.range(tl.program_id(0), stop_item, tl.num_programs(0), num_stages=1):
+            packed = tl.load(work_ptr + 1 + item // KV_HEADS)
+            _decode_item(
+                packed >> 16, item % KV_HEADS, packed & 0xFFFF, q_ptr, k_ptr, v_ptr, table_ptr, seq_lens_ptr,
+                members_ptr, tickets_ptr, sinks_ptr, out_ptr, lse_ptr, workspace_ptr, scale, softcap, num_chunks, batch,
+                stride_q_row, stride_q_head, stride_page, stride_kv_head, stride_token, stride_table, stride_out_row,
+                stride_out_head, KV_HEADS, GROUP, D, D_PAD, PAGE, CHUNK, WINDOW, HAS_SOFTCAP, HAS_SINKS, HAS_LSE,
+                UPCAST, ROWS, TOKENS, MEMBERS, TICKETS,
+            )  # fmt: skip
+    else:
+        _decode_item(
+            tl.program_id(2), tl.program_id(1), tl.program_id(0), q_ptr, k_ptr, v_ptr, table_ptr, seq_lens_ptr,
+            members_ptr, tickets_ptr, sinks_ptr, out_ptr, lse_ptr, workspace_ptr, scale, softcap, num_chunks, batch,
+            stride_q_row, stride_q_head, stride_page, stride_kv_head, stride_token, stride_table, stride_out_row,
+            stride_out_head, KV_HEADS, GROUP, D, D_PAD, PAGE, CHUNK, WINDOW, HAS_SOFTCAP, HAS_SINKS, HAS_LSE,
+            UPCAST, ROWS, TOKENS, MEMBERS, TICKETS,
+        )  # fmt: skip

@@ -9,9 +9,9 @@ import torch
 import triton
 import triton.language as tl
 
-from octavo_kernels.heuristics import EXTEND, Tile, lookup
+from octavo_kernels.heuristics import CHUNK, EXTEND, EXTEND_EXACT, Tile, lookup
 from octavo_kernels.launch import architecture, check_attention, check_options, check_vector, must_upcast
-from octavo_kernels.page_tiles import finish_softmax, load_tile, raw_scores, softmax_step, token_offsets
+from octavo_kernels.page_tiles import finish_softmax, fold_state, load_tile, raw_scores, softmax_weights, token_offsets
 
 
 def paged_extend(
@@ -31,6 +31,8 @@ def paged_extend(
     lse: torch.Tensor | None = None,
     max_q_len: int | None = None,
     causal: bool = True,
+    exact: bool = False,
+    chunk: int = CHUNK,
     tile: Tile | None = None,
 ) -> None:
     """Attend causally with the newest q_len tokens of each sequence.
@@ -55,7 +57,10 @@ def paged_extend(
         lse: [T, Hq] fp32, written if given: natural logarithm of the softmax denominator, the sink included.
         max_q_len: an upper bound of the query lengths.
         causal: if false, every query sees all keys: a prefix that the queries of many requests share. No window then.
-        tile: launch parameters, by default those of `heuristics.EXTEND`.
+        exact: give the very bits that `paged_decode` with `exact` and the same chunk gives for the same query: each
+            chunk of keys becomes a state of its own, folded in order.
+        chunk: tokens a chunk if `exact`, a multiple of the tile's.
+        tile: launch parameters, by default those of `heuristics.EXTEND` or `EXTEND_EXACT`.
     """
     del workspace
     check_attention(q, k, v, block_table, seq_lens, out, sinks, lse)
@@ -69,7 +74,9 @@ def paged_extend(
     if num_tokens == 0 or batch == 0:
         return
     group, d_pad = num_heads // num_kv_heads, max(16, triton.next_power_of_2(head_dim))
-    tile = tile or lookup(EXTEND, architecture(), d_pad, group, q.dtype, page_size)
+    tile = tile or lookup(EXTEND_EXACT if exact else EXTEND, architecture(), d_pad, group, q.dtype, page_size)
+    if exact and (chunk <= 0 or chunk % tile.tokens != 0):
+        raise ValueError(f"chunk: {chunk}, expected a multiple of {tile.tokens}, the tokens of a tile")
     rows = max(tile.rows, triton.next_power_of_2(group))
     block_tokens = rows // group  # query tokens a program: rows beyond block_tokens * group stay idle
     num_blocks = num_tokens // block_tokens + batch
@@ -91,6 +98,7 @@ def paged_extend(
         lse if lse is not None else out,  # an address that is never written
         scale,
         softcap,
+        1.0,
         batch,
         per_sequence,
         q.stride(0),
@@ -113,6 +121,8 @@ def paged_extend(
         UPCAST=must_upcast(q.dtype),
         ROWS=rows,
         TOKENS=tile.tokens,
+        CHUNK=chunk if exact else 0,
+        STAGGER=tile.stagger,
         num_warps=tile.warps,
         num_stages=tile.stages,
     )
@@ -135,11 +145,15 @@ def _find_sequence(cu_q_ptr, block, batch, BLOCK_TOKENS: tl.constexpr):
 @triton.jit
 def _extend_tile(
     tile_start,
-    q,
-    query_pos,
     top,
     total,
     acc,
+    all_top,
+    all_total,
+    all_acc,
+    one,
+    q,
+    query_pos,
     k_ptr,
     v_ptr,
     table,
@@ -156,20 +170,35 @@ def _extend_tile(
     HAS_SOFTCAP: tl.constexpr,
     UPCAST: tl.constexpr,
     TOKENS: tl.constexpr,
+    CHUNK: tl.constexpr,
     MASKED: tl.constexpr,
 ):
-    """Fold the keys tile_start .. tile_start + TOKENS - 1 into the running softmax of all rows."""
+    """Fold the keys tile_start .. tile_start + TOKENS - 1 into the running softmax of the rows that see them.
+
+    With chunks, (top, total, acc) is the state of the chunk so far, and all_* that of all chunks before it.
+    """
     tokens = tile_start + tl.arange(0, TOKENS)
     offsets = token_offsets(table, tile_start, stop, stride_page, stride_token, TOKENS, PAGE, MASKED)
     k = load_tile(k_ptr, offsets, tokens, start, stop, D, D_PAD, MASKED, UPCAST)
     scores, factor = raw_scores(q, k, scale, softcap, HAS_SOFTCAP)
+    if CHUNK > 0:  # noqa: SIM102 - the compiler knows this one
+        if tile_start % CHUNK == 0:
+            all_top, all_total, all_acc = fold_state(all_top, all_total, all_acc, top, total, acc)
+            top = tl.full(top.shape, float("-inf"), tl.float32)
+            total = tl.zeros_like(total)
+            acc = tl.zeros_like(acc)
+            # Changes nothing, but ties the branch to the scores: hoisted above them, it would wait for the product of
+            # the tile before in each tile instead of once a chunk.
+            scores = scores * one
     if MASKED:
         visible = tokens[None, :] <= query_pos[:, None]
         if WINDOW > 0:
             visible &= tokens[None, :] > query_pos[:, None] - WINDOW
         scores = tl.where(visible, scores, float("-inf"))
+    top, total, weights, shrink = softmax_weights(scores, factor, top, total)
     v = load_tile(v_ptr, offsets, tokens, start, stop, D, D_PAD, MASKED, UPCAST)
-    return softmax_step(scores, factor, v, top, total, acc)
+    acc = tl.dot(weights.to(v.dtype), v, acc * shrink[:, None], input_precision="ieee")
+    return top, total, acc, all_top, all_total, all_acc
 
 
 @triton.jit(do_not_specialize=["batch", "per_sequence"])
@@ -185,6 +214,7 @@ def _extend_blocks(  # noqa: C901, PLR0912, PLR0915 - one program, read from top
     lse_ptr,
     scale,
     softcap,
+    one,
     batch,
     per_sequence,
     stride_q_row,
@@ -207,6 +237,8 @@ def _extend_blocks(  # noqa: C901, PLR0912, PLR0915 - one program, read from top
     UPCAST: tl.constexpr,
     ROWS: tl.constexpr,
     TOKENS: tl.constexpr,
+    CHUNK: tl.constexpr,
+    STAGGER: tl.constexpr,
 ):
     """softmax(scale * q k^T + causal mask) v for ROWS // GROUP query tokens of one sequence and one key/value head.
 
@@ -258,20 +290,69 @@ def _extend_blocks(  # noqa: C901, PLR0912, PLR0915 - one program, read from top
         table = table_ptr + seq.to(tl.int64) * stride_table
         # Tiles stay on multiples of TOKENS, so chunked prefill sums in the same order as a whole one.
         begin = start // TOKENS * TOKENS
-        tail = begin
-        if WINDOW == 0:
-            # Every row sees the keys up to first_pos: those tiles need no mask.
-            tail = tl.maximum(first_pos + 1, 0) // TOKENS * TOKENS
-            for tile_start in tl.range(0, tail, TOKENS):
-                top, total, acc = _extend_tile(
-                    tile_start, q, query_pos, top, total, acc, k_base, v_base, table, start, stop, scale, softcap,
-                    stride_page, stride_token, D, D_PAD, PAGE, WINDOW, HAS_SOFTCAP, UPCAST, TOKENS, MASKED=False,
+        # Keys that every row sees need no mask: from the last row's window to the first row's position.
+        clear_start = begin
+        if WINDOW > 0:
+            clear_start = tl.maximum(tl.cdiv(stop - WINDOW, TOKENS) * TOKENS, begin)
+        clear_stop = tl.maximum(tl.maximum(first_pos + 1, 0) // TOKENS * TOKENS, clear_start)
+        all_top, all_total, all_acc = top, total, acc
+        if WINDOW > 0:
+            for tile_start in tl.range(begin, tl.minimum(clear_start, stop), TOKENS):
+                top, total, acc, all_top, all_total, all_acc = _extend_tile(
+                    tile_start, top, total, acc, all_top, all_total, all_acc, one, q, query_pos, k_base, v_base, table,
+                    start, stop, scale, softcap, stride_page, stride_token,
+                    D, D_PAD, PAGE, WINDOW, HAS_SOFTCAP, UPCAST, TOKENS, CHUNK, MASKED=True,
                 )  # fmt: skip
-        for tile_start in tl.range(tail, stop, TOKENS):
-            top, total, acc = _extend_tile(
-                tile_start, q, query_pos, top, total, acc, k_base, v_base, table, start, stop, scale, softcap,
-                stride_page, stride_token, D, D_PAD, PAGE, WINDOW, HAS_SOFTCAP, UPCAST, TOKENS, MASKED=True,
+        if STAGGER:
+            # Staggered: the product with the values of a tile runs beside the softmax of the next one (as in
+            # FlashAttention-3, arXiv 2407.08608). The weights travel as plain bits, or they would pass through memory.
+            BITS: tl.constexpr = tl.int32 if q.dtype == tl.float32 else tl.int16
+            weights = tl.zeros([ROWS, TOKENS], BITS)
+            shrink = tl.full([ROWS], 1.0, tl.float32)
+            old_top, old_total = top, total
+            for tile_start in tl.range(clear_start, clear_stop, TOKENS):
+                tokens = tile_start + tl.arange(0, TOKENS)
+                offsets = token_offsets(table, tile_start, stop, stride_page, stride_token, TOKENS, PAGE, MASKED=False)
+                k = load_tile(k_base, offsets, tokens, start, stop, D, D_PAD, False, UPCAST)
+                scores, factor = raw_scores(q, k, scale, softcap, HAS_SOFTCAP)
+                before = tl.maximum(tile_start - TOKENS, clear_start)
+                if CHUNK > 0:
+                    if (before % CHUNK == 0) & (tile_start > clear_start):
+                        all_top, all_total, all_acc = fold_state(all_top, all_total, all_acc, old_top, old_total, acc)
+                        acc = tl.zeros_like(acc)
+                        # Changes nothing, but ties the branch to the scores: hoisted above them, it would wait for the
+                        # product below in each tile instead of once a chunk.
+                        scores = scores * one
+                    fresh = tile_start % CHUNK == 0
+                    old_top, old_total = tl.where(fresh, top, old_top), tl.where(fresh, total, old_total)
+                    top, total = tl.where(fresh, float("-inf"), top), tl.where(fresh, 0.0, total)
+                offsets = token_offsets(table, before, stop, stride_page, stride_token, TOKENS, PAGE, MASKED=False)
+                v = load_tile(v_base, offsets, tokens, start, stop, D, D_PAD, False, UPCAST)
+                acc = tl.dot(weights.to(q.dtype, bitcast=True), v, acc * shrink[:, None], input_precision="ieee")
+                top, total, weights32, shrink = softmax_weights(scores, factor, top, total)
+                weights = weights32.to(q.dtype).to(BITS, bitcast=True)
+            last = tl.maximum(clear_stop - TOKENS, begin)  # without such tiles: weights of zero
+            if CHUNK > 0:  # noqa: SIM102 - the compiler knows this one
+                if (last % CHUNK == 0) & (clear_start < clear_stop):
+                    all_top, all_total, all_acc = fold_state(all_top, all_total, all_acc, old_top, old_total, acc)
+                    acc = tl.zeros_like(acc)
+            offsets = token_offsets(table, last, stop, stride_page, stride_token, TOKENS, PAGE, MASKED=True)
+            v = load_tile(v_base, offsets, last + tl.arange(0, TOKENS), start, stop, D, D_PAD, True, UPCAST)
+            acc = tl.dot(weights.to(q.dtype, bitcast=True), v, acc * shrink[:, None], input_precision="ieee")
+        else:
+            for tile_start in tl.range(clear_start, clear_stop, TOKENS):
+                top, total, acc, all_top, all_total, all_acc = _extend_tile(
+                    tile_start, top, total, acc, all_top, all_total, all_acc, one, q, query_pos, k_base, v_base, table, start, stop, scale, softcap, stride_page, stride_token,
+                    D, D_PAD, PAGE, WINDOW, HAS_SOFTCAP, UPCAST, TOKENS, CHUNK, MASKED=False,
+                )  # fmt: skip
+        for tile_start in tl.range(clear_stop, stop, TOKENS):
+            top, total, acc, all_top, all_total, all_acc = _extend_tile(
+                tile_start, top, total, acc, all_top, all_total, all_acc, one, q, query_pos, k_base, v_base, table,
+                start, stop, scale, softcap, stride_page, stride_token,
+                D, D_PAD, PAGE, WINDOW, HAS_SOFTCAP, UPCAST, TOKENS, CHUNK, MASKED=True,
             )  # fmt: skip
+        if CHUNK > 0:
+            top, total, acc = fold_state(all_top, all_total, all_acc, top, total, acc)
 
         sink = tl.zeros([ROWS], tl.float32)
         if HAS_SINKS:

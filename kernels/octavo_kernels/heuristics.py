@@ -17,13 +17,15 @@ class Tile:
     """Launch parameters of an attention kernel.
 
     `rows` query rows (tokens x heads of one group) meet `tokens` keys a step. `stages` counts Triton's pipeline stages;
-    a block-table read feeds each load, so (stages - 1) // 2 tiles of K and of V are in flight.
+    a block-table read feeds each load, so (stages - 1) // 2 tiles of K and of V are in flight. `stagger` (extend only)
+    computes the scores of a tile before the product with the values of the tile before.
     """
 
     rows: int
     tokens: int
     warps: int
     stages: int
+    stagger: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +40,9 @@ class Entry:
     page_size: int | None = None
 
 
+# Tokens that one program reads of a long context. Exact results depend on it: it is the same for all kernels and batches.
+CHUNK = 512
+
 # Decode reads each key once for a whole group: 16 rows, the least that tensor cores take, and deep pipelining.
 DECODE = (
     Entry(arch=INTERPRETER, tile=Tile(rows=16, tokens=32, warps=4, stages=2)),
@@ -46,13 +51,39 @@ DECODE = (
     Entry(tile=Tile(rows=16, tokens=64, warps=4, stages=5)),
 )
 
-# Extend is bound by arithmetic: 128 rows over 8 warps issue the 64-row warp-group instructions of Hopper.
+# Extend is bound by arithmetic: 64 or 128 rows, 16 a warp, issue the 64-row warp-group instructions of Hopper.
 EXTEND = (
     Entry(arch=INTERPRETER, tile=Tile(rows=32, tokens=32, warps=4, stages=2)),
     Entry(dtype=torch.float32, tile=Tile(rows=16, tokens=16, warps=4, stages=2)),
     Entry(head_dim=256, tile=Tile(rows=128, tokens=32, warps=8, stages=3)),
     Entry(tile=Tile(rows=128, tokens=64, warps=8, stages=5)),
 )
+
+# Exact decode rounds as extend does if a warp holds 16 whole rows and the tile as many keys as the one of EXTEND_EXACT.
+DECODE_EXACT = (
+    Entry(arch=INTERPRETER, tile=Tile(rows=32, tokens=32, warps=4, stages=2)),
+    Entry(dtype=torch.float32, tile=Tile(rows=16, tokens=16, warps=4, stages=2)),
+    Entry(head_dim=256, tile=Tile(rows=64, tokens=32, warps=8, stages=2)),
+    Entry(tile=Tile(rows=64, tokens=64, warps=4, stages=5)),
+)
+
+EXTEND_EXACT = (
+    Entry(arch=INTERPRETER, tile=Tile(rows=32, tokens=32, warps=4, stages=2, stagger=True)),
+    Entry(dtype=torch.float32, tile=Tile(rows=16, tokens=16, warps=4, stages=2)),
+    Entry(head_dim=256, tile=Tile(rows=64, tokens=32, warps=8, stages=2)),
+    Entry(tile=Tile(rows=128, tokens=64, warps=8, stages=3, stagger=True)),
+)
+
+
+def fast_chunk(batch: int) -> int:
+    """Return the tokens a chunk for decodes that need not be exact: small batches are split finer, to fill the device.
+
+    Args:
+        batch: sequences of the batch, or of the bucket that a graph is captured for.
+    """
+    if batch <= 4:
+        return CHUNK // 2
+    return CHUNK if batch <= 16 else 2 * CHUNK
 
 
 def lookup(table: tuple[Entry, ...], arch: int, head_dim: int, group: int, dtype: torch.dtype, page_size: int) -> Tile:

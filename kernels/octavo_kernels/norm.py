@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 
 from octavo_kernels.launch import FLOATS, check_tensor, check_vector
+from octavo_kernels.overlap import early_launch, wait_for_previous
 
 
 def rmsnorm(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor, eps: float) -> None:
@@ -67,6 +68,7 @@ def _launch(
         H_PAD=padded,
         HAS_RESIDUAL=has_residual,
         num_warps=min(16, max(1, padded // 512)),
+        **early_launch(),
     )
 
 
@@ -83,6 +85,7 @@ def _rmsnorm_rows(
     H: tl.constexpr,
     H_PAD: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """Compute out = weight * x / sqrt(mean(x^2) + eps) of one row [H]; with a residual, of x + residual.
 
@@ -92,6 +95,8 @@ def _rmsnorm_rows(
     cols = tl.arange(0, H_PAD)
     inside = cols < H
     dtype: tl.constexpr = out_ptr.dtype.element_ty
+    weight = tl.load(weight_ptr + cols, mask=inside, other=0.0).to(tl.float32)
+    wait_for_previous(EARLY)
     x = tl.load(x_ptr + row * stride_x_row + cols, mask=inside, other=0.0).to(tl.float32)
     if HAS_RESIDUAL:
         residual_ptrs = residual_ptr + row * stride_residual_row + cols
@@ -99,6 +104,5 @@ def _rmsnorm_rows(
         tl.store(residual_ptrs, total, mask=inside)
         x = total.to(tl.float32)
     scale = 1.0 / tl.sqrt(tl.sum(x * x, axis=0) / H + eps)
-    weight = tl.load(weight_ptr + cols, mask=inside, other=0.0).to(tl.float32)
     out = (x * scale).to(dtype).to(tl.float32) * weight
     tl.store(out_ptr + row * stride_out_row + cols, out.to(dtype), mask=inside)

@@ -74,25 +74,41 @@ def raw_scores(q, k, scale, softcap, HAS_SOFTCAP: tl.constexpr):
     dots = tl.dot(q, tl.trans(k), input_precision="ieee")
     if HAS_SOFTCAP:
         # tanh(x) = 2 sigmoid(2 x) - 1; the cap acts on natural units.
-        return 2.0 * tl.sigmoid(dots * (2.0 * scale / softcap)) - 1.0, softcap * LOG2E
+        return tl.fma(tl.sigmoid(dots * (2.0 * scale / softcap)), 2.0, -1.0), softcap * LOG2E
     return dots, scale * LOG2E
 
 
 @triton.jit
-def softmax_step(scores, factor, v, top, total, acc):
-    """Fold a tile of scores [ROWS, TOKENS] and values [TOKENS, D_PAD] into the running (top, total, acc).
+def softmax_weights(scores, factor, top, total):
+    """Fold a tile of scores [ROWS, TOKENS] into the running (top, total); the caller multiplies weights and values.
 
-    With s = score * factor in log2 units, top = max s, total = sum exp2(s - top), acc = sum exp2(s - top) * value
-    (Milakov and Gimelshein, arXiv 1805.02867). A tile that is masked for a row leaves that row bitwise unchanged.
+    Returns the new top and total, the weights exp2(s - top) with s = score * factor in log2 units, and the factor by
+    which everything summed so far shrinks (Milakov and Gimelshein, arXiv 1805.02867). A tile that is masked for a row
+    leaves that row bitwise unchanged. Every rounding is spelled out (fma): left to the compiler, two kernels or a tile
+    with and one without a mask would differ in the last bit.
     """
     new_top = tl.maximum(top, tl.max(scores, axis=1) * factor)
     safe_top = tl.where(new_top == float("-inf"), 0.0, new_top)  # a row with no key yet: weights of 0, not NaN
-    # One rounding, spelled out: left to the compiler, tiles with and without a mask would differ in the last bit.
-    weights = tl.exp2(tl.fma(scores, tl.zeros_like(scores) + factor, tl.zeros_like(scores) - safe_top[:, None]))
+    weights = tl.exp2(tl.fma(scores, factor, 0.0 - safe_top[:, None]))
     shrink = tl.exp2(top - safe_top)
-    total = total * shrink + tl.sum(weights, axis=1)
-    acc = tl.dot(weights.to(v.dtype), v, acc * shrink[:, None], input_precision="ieee")
-    return new_top, total, acc
+    return new_top, tl.fma(total, shrink, tl.sum(weights, axis=1)), weights, shrink
+
+
+@triton.jit
+def fold_state(top, total, acc, chunk_top, chunk_total, chunk_acc):
+    """Fold the state of a chunk of keys into the state of all chunks before it; each is (top, total, acc).
+
+    The only place where chunks meet, so that all kernels round alike. Folding an empty state, or folding into one,
+    changes no bit.
+    """
+    new_top = tl.maximum(top, chunk_top)
+    safe_top = tl.where(new_top == float("-inf"), 0.0, new_top)
+    shrink, weight = tl.exp2(top - safe_top), tl.exp2(chunk_top - safe_top)
+    return (
+        new_top,
+        tl.fma(chunk_total, weight, total * shrink),
+        tl.fma(chunk_acc, weight[:, None], acc * shrink[:, None]),
+    )
 
 
 @triton.jit
@@ -106,7 +122,7 @@ def finish_softmax(top, total, acc, sink, HAS_SINKS: tl.constexpr):
         new_top = tl.maximum(top, sink_log2)
         safe_top = tl.where(new_top == float("-inf"), 0.0, new_top)
         shrink = tl.exp2(top - safe_top)
-        total = total * shrink + tl.exp2(sink_log2 - safe_top)
+        total = tl.fma(total, shrink, tl.exp2(sink_log2 - safe_top))
         acc = acc * shrink[:, None]
         top = new_top
     empty = total == 0.0

@@ -5,6 +5,10 @@ import triton
 import triton.language as tl
 
 from octavo_kernels.launch import FLOATS, check_pages, check_tensor, check_vector
+from octavo_kernels.overlap import early_launch, wait_for_previous
+
+_MANY_TOKENS = 512
+_HEADS = 4
 
 
 def rope_qknorm_write(
@@ -56,7 +60,9 @@ def rope_qknorm_write(
     group = num_heads // num_kv_heads
     half_pad = triton.next_power_of_2(head_dim // 2)
     group_pad = triton.next_power_of_2(group)
-    _rope_write_groups[num_tokens, num_kv_heads](
+    # Few tokens: a program for each head keeps all multiprocessors busy. Many: four heads in turn hide each other's loads.
+    heads = _HEADS if num_tokens >= _MANY_TOKENS and num_kv_heads % _HEADS == 0 else 1
+    _rope_write_groups[num_tokens, num_kv_heads // heads](
         qkv,
         positions,
         slots,
@@ -71,12 +77,15 @@ def rope_qknorm_write(
         k.stride(0),
         k.stride(1),
         k.stride(2),
+        KV_HEADS=num_kv_heads,
+        HEADS=heads,
         GROUP=group,
         GROUP_PAD=group_pad,
         HALF=head_dim // 2,
         HALF_PAD=half_pad,
         PAGE=page_size,
         num_warps=1 if group_pad * half_pad <= 256 else 2,
+        **early_launch(),
     )
 
 
@@ -111,47 +120,51 @@ def _rope_write_groups(
     stride_page,
     stride_kv_head,
     stride_token,
+    KV_HEADS: tl.constexpr,
+    HEADS: tl.constexpr,
     GROUP: tl.constexpr,
     GROUP_PAD: tl.constexpr,
     HALF: tl.constexpr,
     HALF_PAD: tl.constexpr,
     PAGE: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """(x1, x2) -> (x1 cos - x2 sin, x2 cos + x1 sin) on the halves of a head, after an optional RMSNorm.
 
-    Grid (token, kv head). One program handles the GROUP query heads, the key and the value of one key/value head.
+    Grid (token, HEADS key/value heads). For each of them a program handles the GROUP query heads, the key and the value.
     """
-    token, kv_head = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    token, first_head = tl.program_id(0).to(tl.int64), tl.program_id(1) * HEADS
     D: tl.constexpr = 2 * HALF
-    num_kv_heads = tl.num_programs(1)
-    num_heads = num_kv_heads * GROUP
+    num_heads = KV_HEADS * GROUP
     dtype: tl.constexpr = q_out_ptr.dtype.element_ty
     cols = tl.arange(0, HALF_PAD)[None, :]
     rows = tl.arange(0, GROUP_PAD)[:, None]
     inside = cols < HALF
+    wait_for_previous(EARLY)
     angles = cos_sin_ptr + tl.load(positions_ptr + token) * D + cols
     cos = tl.load(angles, mask=inside, other=0.0)
     sin = tl.load(angles + HALF, mask=inside, other=0.0)
-    row_ptr = qkv_ptr + token * stride_qkv_row
-
-    cells = inside & (rows < GROUP)
-    q_in = row_ptr + (kv_head * GROUP + rows) * D + cols
-    q_low = tl.load(q_in, mask=cells, other=0.0).to(tl.float32)
-    q_high = tl.load(q_in + HALF, mask=cells, other=0.0).to(tl.float32)
-    q_low, q_high = _norm_rotate(q_low, q_high, cos, sin, q_weight_ptr, eps, HALF, HALF_PAD, dtype)
-    q_out = q_out_ptr + (token * num_heads + kv_head * GROUP + rows) * D + cols
-    tl.store(q_out, q_low.to(dtype), mask=cells)
-    tl.store(q_out + HALF, q_high.to(dtype), mask=cells)
-
     slot = tl.load(slots_ptr + token)
-    if slot >= 0:
+    row_ptr = qkv_ptr + token * stride_qkv_row
+    cells = inside & (rows < GROUP)
+    for offset in tl.static_range(HEADS):
+        kv_head = first_head + offset
+        q_in = row_ptr + (kv_head * GROUP + rows) * D + cols
+        q_low = tl.load(q_in, mask=cells, other=0.0).to(tl.float32)
+        q_high = tl.load(q_in + HALF, mask=cells, other=0.0).to(tl.float32)
+        q_low, q_high = _norm_rotate(q_low, q_high, cos, sin, q_weight_ptr, eps, HALF, HALF_PAD, dtype)
+        q_out = q_out_ptr + (token * num_heads + kv_head * GROUP + rows) * D + cols
+        tl.store(q_out, q_low.to(dtype), mask=cells)
+        tl.store(q_out + HALF, q_high.to(dtype), mask=cells)
+
+        written = inside & (slot >= 0)
         place = slot // PAGE * stride_page + kv_head.to(tl.int64) * stride_kv_head + slot % PAGE * stride_token + cols
         k_in = row_ptr + (num_heads + kv_head) * D + cols
-        k_low = tl.load(k_in, mask=inside, other=0.0).to(tl.float32)
-        k_high = tl.load(k_in + HALF, mask=inside, other=0.0).to(tl.float32)
+        k_low = tl.load(k_in, mask=written, other=0.0).to(tl.float32)
+        k_high = tl.load(k_in + HALF, mask=written, other=0.0).to(tl.float32)
         k_low, k_high = _norm_rotate(k_low, k_high, cos, sin, k_weight_ptr, eps, HALF, HALF_PAD, dtype)
-        tl.store(k_ptr + place, k_low.to(dtype), mask=inside)
-        tl.store(k_ptr + place + HALF, k_high.to(dtype), mask=inside)
-        v_in = row_ptr + (num_heads + num_kv_heads + kv_head) * D + cols
-        tl.store(v_ptr + place, tl.load(v_in, mask=inside, other=0.0), mask=inside)
-        tl.store(v_ptr + place + HALF, tl.load(v_in + HALF, mask=inside, other=0.0), mask=inside)
+        tl.store(k_ptr + place, k_low.to(dtype), mask=written)
+        tl.store(k_ptr + place + HALF, k_high.to(dtype), mask=written)
+        v_in = row_ptr + (num_heads + KV_HEADS + kv_head) * D + cols
+        tl.store(v_ptr + place, tl.load(v_in, mask=written, other=0.0), mask=written)
+        tl.store(v_ptr + place + HALF, tl.load(v_in + HALF, mask=written, other=0.0), mask=written)

@@ -1,31 +1,62 @@
 """Choose the next token of each row: greedy, or a seeded draw from the truncated softmax, without sorting.
 
-Three launches, whose grids depend on shapes only:
+Two launches, whose grids depend on shapes only:
 
-1. `_thresholds` finds the lowest value that survives top_k, top_p and min_p, by a bisection on the ordered bits of fp32;
-   rows that truncate nothing return at once.
-2. `_best_of_chunk` reads the logits once, a chunk of ids a program: log-sum-exp of the raw logits, and the best of
-   logits / temperature + Gumbel noise (Gumbel-max; the noise is that of `philox`).
-3. `_best_of_row` merges the chunks in order.
+1. `_summarize_chunk` reads the logits once, a chunk of ids a program: log-sum-exp of the raw logits, and the best of
+   logits / temperature + Gumbel noise (Gumbel-max; the noise is that of `philox`). A row that truncates draws nothing
+   yet: its chunks leave the highest value of each group of 32 ids.
+2. `_finish_row` merges a row's chunks in order. A row that truncates first searches the groups' highest values for a cut
+   that everything that survives lies above, collects the few ids above it (its candidates), and searches and draws
+   among those.
+
+The second launch alone knows about top_k, top_p and min_p, so rows without them pay nothing for rows with them.
 """
 
 import torch
 import triton
 import triton.language as tl
 
+from octavo_kernels.gumbel import draw, gumbel_at
 from octavo_kernels.launch import FLOATS, check_tensor, check_vector
+from octavo_kernels.overlap import early_launch, wait_for_previous
+from octavo_kernels.truncation import (
+    collect,
+    heaviest_bracket,
+    highest_reaching,
+    highest_reaching_in_row,
+    ordered_bits,
+    row_sums,
+    value_of,
+)
 
-# Ids a program of the second launch reads. A constant: a row's sums must not depend on the batch.
-_CHUNK = 4096
-_TILE = 2048
-# The search passes over a whole row many times with one program: wide tiles keep enough loads in flight.
-_SEARCH_TILE = 8192
-_SEARCH_WARPS = 16
+# Ids a program of the first launch reads. A row's sums must not depend on the batch, so nothing here does.
+_CHUNK = 2048
+_CHUNK_WARPS = 4
+_GROUP = 32
+# Most candidates of a row: one tile. A row with more, whose probabilities are nearly flat, is searched as a whole.
+_CANDIDATES = 4096
+# The second launch works on a row with one program: many warps keep enough loads in flight.
+_ROW_TILE = 8192
+_ROW_WARPS = 16
+# A row's record in the workspace: the threshold, then _FIELDS words a chunk, the highest value of each group, a list of
+# groups, the candidates' values and their ids.
+_HEADER = 4
+_FIELDS = 4
 
 
 def sample_workspace_size(batch: int, vocab_size: int) -> int:
     """Return how many fp32 elements `sample` needs as its workspace."""
-    return batch * (1 + 5 * -(-vocab_size // _CHUNK))
+    return batch * _record_size(vocab_size)
+
+
+def _record_size(vocab_size: int) -> int:
+    num_chunks = triton.cdiv(vocab_size, _CHUNK)
+    num_groups = num_chunks * (_CHUNK // _GROUP)
+    return int(_HEADER + _FIELDS * num_chunks + 2 * num_groups + 2 * _num_candidates(num_chunks))
+
+
+def _num_candidates(num_chunks: int) -> int:
+    return min(_CANDIDATES, num_chunks * _CHUNK)
 
 
 def sample(
@@ -74,206 +105,287 @@ def sample(
     if batch == 0:
         return
     num_chunks = triton.cdiv(vocab_size, _CHUNK)
-    _thresholds[(batch,)](
-        logits,
-        temperature,
-        top_k,
-        top_p,
-        min_p,
-        workspace,
-        vocab_size,
-        logits.stride(0),
-        TILE=_SEARCH_TILE,
-        num_warps=_SEARCH_WARPS,
+    parameters = (temperature, top_k, top_p, min_p, seed, position)
+    layout = (vocab_size, logits.stride(0), _record_size(vocab_size))
+    constants = {"GROUP": _GROUP, "HEADER": _HEADER, "FIELDS": _FIELDS, **early_launch()}
+    _summarize_chunk[num_chunks, batch](
+        logits, *parameters, workspace, *layout, CHUNK=_CHUNK, num_warps=_CHUNK_WARPS, **constants
     )
-    _best_of_chunk[num_chunks, batch](
+    _finish_row[(batch,)](
         logits,
-        temperature,
-        seed,
-        position,
+        *parameters,
         workspace,
-        vocab_size,
-        logits.stride(0),
-        CHUNK=_CHUNK,
-        TILE=_TILE,
-        num_warps=4,
+        out_ids,
+        out_logprobs,
+        *layout,
+        NUM_CHUNKS=num_chunks,
+        CHUNKS_PAD=triton.next_power_of_2(num_chunks),
+        NUM_GROUPS=num_chunks * (_CHUNK // _GROUP),
+        GROUPS_PAD=triton.next_power_of_2(num_chunks * (_CHUNK // _GROUP)),
+        CANDIDATES=_num_candidates(num_chunks),
+        TILE=_ROW_TILE,
+        num_warps=_ROW_WARPS,
+        **constants,
     )
-    chunks_pad = triton.next_power_of_2(num_chunks)
-    _best_of_row[(batch,)](workspace, out_ids, out_logprobs, num_chunks, CHUNKS_PAD=chunks_pad, num_warps=1)
 
 
 @triton.jit
-def _scaled_tile(row_ptr, ids, vocab_size, coldness):
-    """Load logits * coldness as fp32; ids past the vocabulary read as -inf."""
-    return tl.load(row_ptr + ids, mask=ids < vocab_size, other=float("-inf")).to(tl.float32) * coldness
+def _truncates(temperature, top_k, top_p, min_p, vocab_size):
+    return (temperature > 0) & (((top_k > 0) & (top_k < vocab_size)) | (top_p < 1.0) | (min_p > 0.0))
 
 
 @triton.jit
-def _ordered_bits(values):
-    """Map fp32 to int32 so that the order of the integers is the order of the values; -0.0 counts as 0.0."""
-    bits = (values + 0.0).to(tl.int32, bitcast=True)
-    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
-
-
-@triton.jit
-def _highest_reaching(row_ptr, vocab_size, coldness, top, lowest, limit, BY_COUNT: tl.constexpr, TILE: tl.constexpr):
-    """Return the highest value t such that the values in lowest .. t and above, counted or weighed, reach `limit`.
-
-    The weight of a value is exp(value - top), or 1 with BY_COUNT. The answer is a value of the row: the sum over all
-    values >= t changes nowhere else. Its 32 ordered bits are found two at a time, one pass over the row for each pair.
-    """
-    answer = tl.full([], -(2**31), tl.int64)
-    for step in tl.range(0, 16):
-        unit = tl.full([], 1, tl.int64) << (30 - 2 * step)
-        mark1 = (answer + unit).to(tl.int32)
-        mark2 = (answer + 2 * unit).to(tl.int32)
-        mark3 = (answer + 3 * unit).to(tl.int32)
-        sum1 = tl.zeros([TILE], tl.float32)
-        sum2 = tl.zeros([TILE], tl.float32)
-        sum3 = tl.zeros([TILE], tl.float32)
-        for first in tl.range(0, vocab_size, TILE):
-            ids = first + tl.arange(0, TILE)
-            values = _scaled_tile(row_ptr, ids, vocab_size, coldness)
-            kept = (ids < vocab_size) & (values >= lowest)
-            weight = tl.where(kept, 1.0 if BY_COUNT else tl.exp(values - top), 0.0)
-            bits = _ordered_bits(values)
-            sum1 += tl.where(bits >= mark1, weight, 0.0)
-            sum2 += tl.where(bits >= mark2, weight, 0.0)
-            sum3 += tl.where(bits >= mark3, weight, 0.0)
-        reached = (tl.sum(sum1) >= limit).to(tl.int64)
-        reached += (tl.sum(sum2) >= limit).to(tl.int64)
-        reached += (tl.sum(sum3) >= limit).to(tl.int64)
-        answer += reached * unit
-    bits = answer.to(tl.int32)
-    return (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
-
-
-@triton.jit
-def _thresholds(
+def _summarize_chunk(
     logits_ptr,
     temperature_ptr,
     top_k_ptr,
     top_p_ptr,
     min_p_ptr,
-    workspace_ptr,
-    vocab_size,
-    stride_row,
-    TILE: tl.constexpr,
-):
-    """workspace[row] = lowest value of logits / temperature that survives top_k, then top_p, then min_p; -inf if all do.
-
-    Grid (row). One program searches one row; the order of its sums depends on the vocabulary size alone.
-    """
-    row = tl.program_id(0)
-    temperature = tl.load(temperature_ptr + row)
-    top_k = tl.load(top_k_ptr + row)
-    top_p = tl.load(top_p_ptr + row)
-    min_p = tl.load(min_p_ptr + row)
-    by_count = (top_k > 0) & (top_k < vocab_size)
-    lowest = tl.full([], float("-inf"), tl.float32)
-    if (temperature > 0) & (by_count | (top_p < 1.0) | (min_p > 0.0)):
-        row_ptr = logits_ptr + row.to(tl.int64) * stride_row
-        coldness = tl.div_rn(1.0, temperature)
-        best = tl.full([TILE], float("-inf"), tl.float32)
-        for first in tl.range(0, vocab_size, TILE):
-            best = tl.maximum(best, _scaled_tile(row_ptr, first + tl.arange(0, TILE), vocab_size, coldness))
-        top = tl.max(best)
-        if by_count:
-            lowest = _highest_reaching(row_ptr, vocab_size, coldness, top, lowest, top_k.to(tl.float32), True, TILE)
-        if top_p < 1.0:
-            mass = tl.zeros([TILE], tl.float32)
-            for first in tl.range(0, vocab_size, TILE):
-                ids = first + tl.arange(0, TILE)
-                values = _scaled_tile(row_ptr, ids, vocab_size, coldness)
-                mass += tl.where((ids < vocab_size) & (values >= lowest), tl.exp(values - top), 0.0)
-            # The highest value has a weight of 1, so the smallest positive limit keeps it and its equals.
-            limit = tl.maximum(top_p * tl.sum(mass), 1e-30)
-            lowest = _highest_reaching(row_ptr, vocab_size, coldness, top, lowest, limit, False, TILE)
-        if min_p > 0.0:
-            lowest = tl.maximum(lowest, top + tl.log(min_p))
-    tl.store(workspace_ptr + row, lowest)
-
-
-@triton.jit
-def _gumbel(seed, position, blocks, TILE: tl.constexpr):
-    """Noise of the ids 4 * blocks .. 4 * blocks + 3, flattened to [TILE]; `philox.gumbel` is its specification."""
-    zero = tl.zeros_like(blocks)
-    word0, word1, word2, word3 = tl.philox(seed, blocks, zero + position.to(tl.uint32), zero, zero)
-    # join() appends an axis: pairing 0 with 2 and 1 with 3 first makes the flat order 0, 1, 2, 3.
-    words = tl.reshape(tl.join(tl.join(word0, word2), tl.join(word1, word3)), [TILE])
-    uniform = tl.minimum((words.to(tl.float32) + 0.5) * 2.3283064365386963e-10, 0.99999994)
-    return -tl.log(-tl.log(uniform))
-
-
-@triton.jit
-def _best_of_chunk(
-    logits_ptr,
-    temperature_ptr,
     seed_ptr,
     position_ptr,
     workspace_ptr,
     vocab_size,
     stride_row,
+    stride_record,
     CHUNK: tl.constexpr,
-    TILE: tl.constexpr,
+    GROUP: tl.constexpr,
+    HEADER: tl.constexpr,
+    FIELDS: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
-    """(max, sum exp(logit - max)) of a chunk's raw logits, and (score, id, logit) of its best id.
+    """(max, sum exp(logit - max)) of a chunk's raw logits, and (score, id) of its best id.
 
-    Grid (chunk, row). The score is logit / temperature + noise over the survivors, or the logit itself if greedy.
-    Writes five fp32 words a chunk after the thresholds: workspace[B + 5 * (row * chunks + chunk)]; the id as its bits.
+    Grid (chunk, row). The score is logit / temperature + noise, or the logit itself if greedy. A row that truncates gets
+    (max, sum, weight) and the highest value of each group instead: values are logits / temperature, and the weight is
+    sum exp(value - highest value).
     """
     chunk, row = tl.program_id(0), tl.program_id(1)
+    wait_for_previous(EARLY)
     temperature = tl.load(temperature_ptr + row)
-    lowest = tl.load(workspace_ptr + row)
+    top_k, top_p, min_p = tl.load(top_k_ptr + row), tl.load(top_p_ptr + row), tl.load(min_p_ptr + row)
+    record = workspace_ptr + row.to(tl.int64) * stride_record
+    fields = record + HEADER + FIELDS * chunk
+    first = chunk * CHUNK
+    ids = first + tl.arange(0, CHUNK)
     row_ptr = logits_ptr + row.to(tl.int64) * stride_row
-    top = tl.full([], float("-inf"), tl.float32)
-    total = tl.zeros([], tl.float32)
-    best_score = tl.full([], float("-inf"), tl.float32)
-    best_id = chunk * CHUNK
-    stop = tl.minimum(vocab_size, (chunk + 1) * CHUNK)
-    for first in tl.range(chunk * CHUNK, stop, TILE):
-        ids = first + tl.arange(0, TILE)
-        raw = tl.load(row_ptr + ids, mask=ids < stop, other=float("-inf")).to(tl.float32)
-        new_top = tl.maximum(top, tl.max(raw, axis=0))
-        safe_top = tl.where(new_top == float("-inf"), 0.0, new_top)
-        total = total * tl.exp(top - safe_top) + tl.sum(tl.exp(raw - safe_top), axis=0)
-        top = new_top
-        scores = raw
-        if temperature > 0:
-            # Rounded like PyTorch's: the fast division differs in the last bit, and ties must be the same ties.
-            values = raw * tl.div_rn(1.0, temperature)
-            blocks = (first // 4 + tl.arange(0, TILE // 4)).to(tl.uint32)
-            noise = _gumbel(tl.load(seed_ptr + row), tl.load(position_ptr + row), blocks, TILE)
-            scores = tl.where(values >= lowest, values + noise, float("-inf"))
-        score, place = tl.max(scores, axis=0, return_indices=True, return_indices_tie_break_left=True)
-        if score > best_score:  # not >=: the lowest id wins a tie
-            best_score = score
-            best_id = first + place
-    partial = workspace_ptr + tl.num_programs(1) + 5 * (row * tl.num_programs(0) + chunk)
-    tl.store(partial, top)
-    tl.store(partial + 1, total)
-    tl.store(partial + 2, best_score)
-    tl.store(partial + 3, best_id.to(tl.float32, bitcast=True))
-    tl.store(partial + 4, tl.load(row_ptr + best_id).to(tl.float32))
+    raw = tl.load(row_ptr + ids, mask=ids < vocab_size, other=float("-inf")).to(tl.float32)
+    top, top_place = tl.max(raw, axis=0, return_indices=True, return_indices_tie_break_left=True)
+    safe_top = tl.where(top == float("-inf"), 0.0, top)
+    tl.store(fields, top)
+    tl.store(fields + 1, tl.sum(tl.exp(raw - safe_top), axis=0))
+    if temperature > 0:
+        # Rounded like PyTorch's: the fast division differs in the last bit, and ties must be the same ties.
+        coldness = tl.div_rn(1.0, temperature)
+        values = raw * coldness
+        safe_top *= coldness
+        if _truncates(temperature, top_k, top_p, min_p, vocab_size):
+            highest = tl.max(tl.reshape(values, [CHUNK // GROUP, GROUP]), axis=1)
+            groups = record + HEADER + FIELDS * tl.num_programs(0)
+            tl.store(groups + first // GROUP + tl.arange(0, CHUNK // GROUP), highest)
+            tl.store(fields + 2, tl.sum(tl.exp(values - safe_top), axis=0))
+        else:
+            score, place = draw(values, safe_top, tl.load(seed_ptr + row), tl.load(position_ptr + row), first, CHUNK)
+            tl.store(fields + 2, score)
+            tl.store(fields + 3, (first + place).to(tl.float32, bitcast=True))
+    else:
+        tl.store(fields + 2, top)
+        tl.store(fields + 3, (first + top_place).to(tl.float32, bitcast=True))
 
 
-@triton.jit(do_not_specialize=["num_chunks"])
-def _best_of_row(workspace_ptr, out_ids_ptr, out_logprobs_ptr, num_chunks, CHUNKS_PAD: tl.constexpr):
+@triton.jit
+def _finish_row(
+    logits_ptr,
+    temperature_ptr,
+    top_k_ptr,
+    top_p_ptr,
+    min_p_ptr,
+    seed_ptr,
+    position_ptr,
+    workspace_ptr,
+    out_ids_ptr,
+    out_logprobs_ptr,
+    vocab_size,
+    stride_row,
+    stride_record,
+    NUM_CHUNKS: tl.constexpr,
+    CHUNKS_PAD: tl.constexpr,
+    GROUP: tl.constexpr,
+    NUM_GROUPS: tl.constexpr,
+    GROUPS_PAD: tl.constexpr,
+    CANDIDATES: tl.constexpr,
+    TILE: tl.constexpr,
+    HEADER: tl.constexpr,
+    FIELDS: tl.constexpr,
+    EARLY: tl.constexpr,
+):
     """Merge a row's chunks: id of the best score (lowest chunk wins a tie), logprob = its logit - log-sum-exp.
 
-    Grid (row).
+    Grid (row). A row that truncates is searched and drawn here.
     """
     row = tl.program_id(0)
+    wait_for_previous(EARLY)
+    temperature = tl.load(temperature_ptr + row)
+    top_k, top_p, min_p = tl.load(top_k_ptr + row), tl.load(top_p_ptr + row), tl.load(min_p_ptr + row)
+    record = workspace_ptr + row.to(tl.int64) * stride_record
+    row_ptr = logits_ptr + row.to(tl.int64) * stride_row
     chunks = tl.arange(0, CHUNKS_PAD)
-    inside = chunks < num_chunks
-    partial = workspace_ptr + tl.num_programs(0) + 5 * (row * num_chunks + chunks)
-    tops = tl.load(partial, mask=inside, other=float("-inf"))
-    totals = tl.load(partial + 1, mask=inside, other=0.0)
-    scores = tl.load(partial + 2, mask=inside, other=float("-inf"))
+    inside = chunks < NUM_CHUNKS
+    fields = record + HEADER + FIELDS * chunks
+    tops = tl.load(fields, mask=inside, other=float("-inf"))
+    totals = tl.load(fields + 1, mask=inside, other=0.0)
+    results = tl.load(fields + 2, mask=inside, other=float("-inf"))
     top = tl.max(tops, axis=0)
     lse = top + tl.log(tl.sum(totals * tl.exp(tops - top), axis=0))
-    _, winner = tl.max(scores, axis=0, return_indices=True, return_indices_tie_break_left=True)
-    chosen = workspace_ptr + tl.num_programs(0) + 5 * (row * num_chunks + winner)
-    best_id = tl.load(chosen + 3).to(tl.int32, bitcast=True)
+    lowest = tl.full([], float("-inf"), tl.float32)
+    if _truncates(temperature, top_k, top_p, min_p, vocab_size):
+        coldness = tl.div_rn(1.0, temperature)
+        top *= coldness
+        weight = tl.sum(tl.where(inside, results, 0.0) * tl.exp(tops * coldness - top), axis=0)
+        lowest, best_id = _draw_survivor(
+            row_ptr, record + HEADER + FIELDS * NUM_CHUNKS, vocab_size, coldness, top, weight, top_k, top_p, min_p,
+            tl.load(seed_ptr + row), tl.load(position_ptr + row),
+            NUM_GROUPS, GROUPS_PAD, GROUP, CANDIDATES, TILE,
+        )  # fmt: skip
+    else:
+        _, winner = tl.max(results, axis=0, return_indices=True, return_indices_tie_break_left=True)
+        best_id = tl.load(record + HEADER + FIELDS * winner + 3).to(tl.int32, bitcast=True)
+    tl.store(record, lowest)
     tl.store(out_ids_ptr + row, best_id.to(tl.int64))
-    tl.store(out_logprobs_ptr + row, tl.load(chosen + 4) - lse)
+    tl.store(out_logprobs_ptr + row, tl.load(row_ptr + best_id).to(tl.float32) - lse)
+
+
+@triton.jit
+def _draw_survivor(
+    row_ptr, groups_ptr, vocab_size, coldness, top, weight, top_k, top_p, min_p, seed, position,
+    NUM_GROUPS: tl.constexpr, GROUPS_PAD: tl.constexpr, GROUP: tl.constexpr, CANDIDATES: tl.constexpr,
+    TILE: tl.constexpr,
+):  # fmt: skip
+    """Return the lowest value that survives top_k, then top_p, then min_p, and the id of the best score from it up.
+
+    `weight` is the sum of exp(value - top) over the row.
+    """
+    list_ptr = groups_ptr + NUM_GROUPS
+    candidates_ptr = list_ptr + NUM_GROUPS
+    by_count = (top_k > 0) & (top_k < vocab_size)
+    cut = _cut(groups_ptr, by_count, top, weight, top_k, top_p, min_p, NUM_GROUPS, GROUPS_PAD)
+    count = tl.full([], CANDIDATES + 1, tl.int32)
+    if cut > float("-inf"):
+        count = collect(
+            row_ptr, groups_ptr, list_ptr, candidates_ptr, vocab_size, coldness, cut, float("inf"),
+            NUM_GROUPS, GROUP, CANDIDATES, TILE // 2,
+        )  # fmt: skip
+    high = ordered_bits(top).to(tl.int64)
+    low = ordered_bits(cut).to(tl.int64)
+    if count <= CANDIDATES:
+        places = tl.arange(0, CANDIDATES)
+        inside = places < count
+        values = tl.load(candidates_ptr + places, mask=inside, other=float("-inf"))
+        ids = tl.load(candidates_ptr + CANDIDATES + places, mask=inside, other=0.0).to(tl.int32, bitcast=True)
+        bits = ordered_bits(values)
+        weights = tl.where(inside, tl.exp(values - top), 0.0)
+        if by_count:
+            low = highest_reaching(bits, tl.where(inside, 1.0, 0.0), low, high, top_k.to(tl.float32), 1)
+            weights = tl.where(bits >= low, weights, 0.0)
+            weight = tl.sum(weights, axis=0)
+        if top_p < 1.0:
+            low = highest_reaching(bits, weights, low, high, _least_weight(top_p, weight), 1)
+        lowest = _at_least(low, top, min_p)
+        scores = tl.where(inside & (values >= lowest), values + gumbel_at(seed, position, ids), float("-inf"))
+        _, place = tl.max(scores, axis=0, return_indices=True, return_indices_tie_break_left=True)
+        best_id = tl.load(candidates_ptr + CANDIDATES + place).to(tl.int32, bitcast=True)
+    else:
+        low = tl.full([], -(2**31), tl.int64)
+        if by_count:
+            low = highest_reaching_in_row(
+                row_ptr, vocab_size, coldness, top, low, high, top_k.to(tl.float32), True, TILE
+            )
+            mark = low.to(tl.int32)
+            weight, _, _ = row_sums(row_ptr, vocab_size, coldness, top, mark, mark, mark, mark, False, TILE)
+        if top_p < 1.0:
+            low = _nucleus_of_row(
+                row_ptr, groups_ptr, list_ptr, candidates_ptr, vocab_size, coldness, top, low, high,
+                _least_weight(top_p, weight), NUM_GROUPS, GROUP, CANDIDATES, TILE,
+            )  # fmt: skip
+        lowest = _at_least(low, top, min_p)
+        best_id = _draw_from_row(row_ptr, vocab_size, coldness, lowest, seed, position, TILE // 2)
+    return lowest, best_id
+
+
+@triton.jit
+def _least_weight(top_p, weight):
+    """Return what a nucleus must weigh. The highest value weighs 1, so the least limit keeps it and its equals."""
+    return tl.maximum(top_p * weight, 1e-30)
+
+
+@triton.jit
+def _at_least(low, top, min_p):
+    """Return the value of the ordered bits `low`, or the bound of min_p if that is higher."""
+    lowest = value_of(low.to(tl.int32))
+    if min_p > 0.0:
+        lowest = tl.maximum(lowest, top + tl.log(min_p))
+    return lowest
+
+
+@triton.jit
+def _cut(groups_ptr, by_count, top, weight, top_k, top_p, min_p, NUM_GROUPS: tl.constexpr, GROUPS_PAD: tl.constexpr):
+    """Return a value that no survivor lies below, nor any id that top_k and top_p count before them; -inf if unknown.
+
+    The groups' highest values are values of the row: its k-th highest is no lower than theirs, and likewise by weight.
+    """
+    cut = tl.full([], float("-inf"), tl.float32)
+    if by_count | (top_p < 1.0):
+        groups = tl.arange(0, GROUPS_PAD)
+        highest = tl.load(groups_ptr + groups, mask=groups < NUM_GROUPS, other=float("-inf"))
+        weights = tl.where(groups < NUM_GROUPS, 1.0, 0.0)
+        limit = top_k.to(tl.float32)
+        if not by_count:
+            weights = tl.exp(highest - top)
+            limit = _least_weight(top_p, weight) * 1.00001  # more than enough, whatever was rounded
+        lowest = tl.full([], -(2**31), tl.int64)
+        # Cut off after the digit of 2**16, as if rounded down to bf16: a few more candidates for half the steps.
+        bits = highest_reaching(ordered_bits(highest), weights, lowest, -lowest, limit, 1 << 16)
+        cut = value_of(bits.to(tl.int32))
+    else:
+        cut = top + tl.log(min_p)
+    return cut
+
+
+@triton.jit
+def _nucleus_of_row(
+    row_ptr, groups_ptr, list_ptr, candidates_ptr, vocab_size, coldness, top, low, high, limit,
+    NUM_GROUPS: tl.constexpr, GROUP: tl.constexpr, CANDIDATES: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """Return the ordered bits at which the values from `low` up weigh `limit`, out of a whole row."""
+    floor, ceiling, above = heaviest_bracket(row_ptr, vocab_size, coldness, top, low, limit, TILE)
+    floor = tl.maximum(floor, value_of(low.to(tl.int32)))
+    count = collect(
+        row_ptr, groups_ptr, list_ptr, candidates_ptr, vocab_size, coldness, floor, ceiling,
+        NUM_GROUPS, GROUP, CANDIDATES, TILE // 2,
+    )  # fmt: skip
+    places = tl.arange(0, CANDIDATES)
+    values = tl.load(candidates_ptr + places, mask=places < tl.minimum(count, CANDIDATES), other=float("-inf"))
+    weights = tl.exp(values - top)
+    if (count <= CANDIDATES) & (above + tl.sum(weights, axis=0) >= limit):
+        start = ordered_bits(floor).to(tl.int64)
+        answer = highest_reaching(ordered_bits(values), weights, start, high, limit - above, 1)
+    else:  # thousands of equal values, or the limit is out of the bracket's reach
+        answer = highest_reaching_in_row(row_ptr, vocab_size, coldness, top, low, high, limit, False, TILE)
+    return answer
+
+
+@triton.jit
+def _draw_from_row(row_ptr, vocab_size, coldness, lowest, seed, position, TILE: tl.constexpr):
+    """Return the id of the best score among a row's values from `lowest` up."""
+    best_score = tl.full([], float("-inf"), tl.float32)
+    best_id = tl.full([], 0, tl.int32)
+    for first in tl.range(0, vocab_size, TILE):
+        ids = first + tl.arange(0, TILE)
+        values = tl.load(row_ptr + ids, mask=ids < vocab_size, other=float("-inf")).to(tl.float32) * coldness
+        values = tl.where(values >= lowest, values, float("-inf"))
+        top = tl.max(values, axis=0)
+        if top > float("-inf"):
+            score, place = draw(values, top, seed, position, first, TILE)
+            if score > best_score:  # not >=: the lowest id wins a tie
+                best_score = score
+                best_id = first + place
+    return best_id

@@ -7,6 +7,7 @@
     ├── Unavailable           UNAVAILABLE          no engine can take it now (RetryInfo)
     ├── DeadlineExceeded      DEADLINE_EXCEEDED    its time ran out
     ├── Cancelled             CANCELLED            given up by the client
+    ├── Unsupported           UNIMPLEMENTED        a method that this kind of process does not have
     └── InternalError         INTERNAL             a bug in Octavo or a failed engine; no detail leaves the process
 
 `reason` is stable and machine-readable (google.rpc.ErrorInfo, domain "octavo"). Messages give the value, the limit and
@@ -102,6 +103,12 @@ class Cancelled(OctavoError):
     code = grpc.StatusCode.CANCELLED
 
 
+class Unsupported(OctavoError):
+    """This kind of process does not have the method."""
+
+    code = grpc.StatusCode.UNIMPLEMENTED
+
+
 class InternalError(OctavoError):
     """A bug in Octavo, or an engine that failed. Never carries an exception's text."""
 
@@ -110,7 +117,16 @@ class InternalError(OctavoError):
 
 _BY_CODE: dict[int, type[OctavoError]] = {
     kind.code.value[0]: kind
-    for kind in (InvalidRequest, NotFound, Overloaded, Unavailable, DeadlineExceeded, Cancelled, InternalError)
+    for kind in (
+        InvalidRequest,
+        NotFound,
+        Overloaded,
+        Unavailable,
+        DeadlineExceeded,
+        Cancelled,
+        Unsupported,
+        InternalError,
+    )
 }
 
 

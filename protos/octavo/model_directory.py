@@ -1,4 +1,4 @@
-"""Finds the directory of a model: the prepared default model, a directory, or a repository of the Hugging Face Hub.
+"""Finds the directory of a model: the prepared default model, a directory, a random model, or a Hugging Face Hub id.
 
 A model directory holds config.json, tokenizer.json, tokenizer_config.json and safetensors. Routers read the tokenizer
 there and engines the weights; both resolve the same name with `resolve_model`. Only a hub id touches the network.
@@ -11,6 +11,8 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
+
+from octavo import random_model
 
 DEFAULT_MODEL: Final = "smollm2-135m-instruct"
 """Name of the model that `octavo model prepare` makes, and what `--model` is if nobody sets it."""
@@ -51,7 +53,8 @@ def resolve_model(name: str = DEFAULT_MODEL) -> Path:
     """Return the directory of a model.
 
     Args:
-        name: the default model's name, a directory, or a hub id such as "Qwen/Qwen3-0.6B".
+        name: the default model's name, a directory, a shape with random weights such as "random:llama-8b", or a hub id
+            such as "Qwen/Qwen3-0.6B".
 
     Raises:
         ModelNotFound: nothing there; the message names the remedy.
@@ -61,6 +64,8 @@ def resolve_model(name: str = DEFAULT_MODEL) -> Path:
         if not is_model_directory(directory):
             raise ModelNotFound(f'the model "{DEFAULT_MODEL}" is not prepared: run `octavo model prepare` once')
         return directory
+    if name.startswith(random_model.PREFIX):
+        return _random(name)
     directory = Path(name).expanduser()
     if directory.is_dir():
         missing = [file for file in REQUIRED_FILES if not (directory / file).is_file()]
@@ -81,6 +86,15 @@ def served_name(name: str) -> str:
     Not that of the directory that a hub id resolves to, which is a commit's hash.
     """
     return Path(name or DEFAULT_MODEL).expanduser().absolute().name
+
+
+def _random(name: str) -> Path:
+    shape = name.removeprefix(random_model.PREFIX)
+    if shape not in random_model.SHAPES:
+        raise ModelNotFound(f"no random model {shape!r}; there are {', '.join(random_model.SHAPES)}")
+    directory = cache_directory() / "models" / f"random-{shape}"
+    random_model.write_random_model(directory, shape)
+    return directory
 
 
 def _download(hub_id: str) -> Path:

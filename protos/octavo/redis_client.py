@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Final
 
 import redis.asyncio
@@ -27,3 +28,16 @@ def connect(url: str, *, timeout_s: float = TIMEOUT_S, max_connections: int | No
         retry=Retry(NoBackoff(), 0),
         max_connections=max_connections,
     )
+
+
+def heed_cancellation() -> None:
+    """Raise the cancellation of this task that an error hides. For loops that catch the errors of Redis and go on.
+
+    A connection that breaks while its user is cancelled may raise its own error in place of the cancellation.
+
+    Raises:
+        CancelledError: the task has been cancelled.
+    """
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError

@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Awaitable, Callable
 
-import grpc
+from octavo.errors import Unsupported
 from octavo.v1 import admin_pb2, admin_pb2_grpc, engine_pb2
 
 from octavo_router.admission import Admission
@@ -37,8 +37,8 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
         self, request: admin_pb2.FlushPrefixCacheRequest, context: Context
     ) -> admin_pb2.FlushPrefixCacheResponse:
         """Not for routers."""
-        del request
-        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "a router has no prefix cache; ask an engine")
+        del request, context
+        raise Unsupported("not_an_engine", "a router has no prefix cache; ask an engine")
 
     async def ListEngines(
         self, request: admin_pb2.ListEnginesRequest, context: Context

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 from octavo.errors import OctavoError, Unavailable, from_code
@@ -45,23 +45,46 @@ class Attempt:
         self._journal = journal
         self._wake = wake
         self._open = {choice.index for choice in journal.choices if choice.ending is None}
+        self._told = Timing()  # what the ends of choices said
+        self._queue_ns = 0
+        self._admitted_ns = self._first_token_ns = self._last_token_ns = 0  # unix time of the engine; 0: not yet
 
     @property
     def is_open(self) -> bool:
         """Whether the engine has more to say."""
         return self.over is None and bool(self._open)
 
-    def token(self, choice: int, position: int, token_id: int, logprob: float) -> None:
-        """Take one output token."""
+    def is_choice_open(self, choice: int) -> bool:
+        """Whether the engine has not said that a choice has ended."""
+        return self.over is None and choice in self._open
+
+    @property
+    def timing(self) -> Timing:
+        """Where the time went: what the engine said when all has ended, or else what its steps have shown so far."""
+        if not self._open:
+            return self._told
+        has_output = bool(self._first_token_ns)
+        return replace(
+            self._told,
+            queue_ns=self._queue_ns,
+            prefill_ns=self._first_token_ns - self._admitted_ns if has_output and self._admitted_ns else 0,
+            decode_ns=self._last_token_ns - self._first_token_ns,
+        )
+
+    def token(self, choice: int, position: int, token_id: int, logprob: float, at_ns: int) -> None:
+        """Take one output token of a step that ended at `at_ns`."""
         if self.over is not None:
             return
         if self._journal.accept(choice, position, token_id, logprob) is Acceptance.GAP:
             self.lose("engine_out_of_order")
+        self._first_token_ns = self._first_token_ns or at_ns
+        self._last_token_ns = at_ns
         self._wake()
 
     def started(self, message: engine_pb2.Started) -> None:
         """Note that the request runs."""
         self._journal.start(message.cached_tokens)
+        self._queue_ns, self._admitted_ns = message.queue_ns, message.at_ns
 
     def ended(self, message: engine_pb2.ChoiceEnd) -> None:
         """Note the end of one choice, or the end of the attempt if the engine could not go on."""
@@ -75,7 +98,7 @@ class Attempt:
             self._open.discard(message.choice)
             stop_token_id = message.stop_token_id if message.HasField("stop_token_id") else None
             self._journal.choices[message.choice].end(ending, stop_token_id=stop_token_id)
-            self._journal.timing = _timing(message.timing)
+            self._told = _timing(message.timing)
             self._wake()
 
     def refused(self, message: engine_pb2.Rejected) -> None:

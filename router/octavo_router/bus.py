@@ -18,7 +18,7 @@ from typing import TypeVar, cast
 import structlog
 from google.protobuf.message import DecodeError, Message
 from octavo import redis_keys
-from octavo.redis_client import connect
+from octavo.redis_client import connect, heed_cancellation
 from octavo.redis_keys import Entry, Lease, RedisKeys
 from octavo.v1 import engine_pb2
 from redis.exceptions import RedisError
@@ -90,11 +90,13 @@ class RedisBus:
             try:
                 await work()
             except (RedisError, OSError, TimeoutError) as error:
+                heed_cancellation()
                 if self.is_up:
                     self.is_up = False
                     _log.warning("redis_down", task=name, error=type(error).__name__)
                 self._positions.clear()  # entries may have been missed: start over from a scan
             except Exception:  # noqa: BLE001  the outermost frame of this loop: serving goes on without Redis
+                heed_cancellation()
                 _log.exception("redis_task_failed", task=name)
                 self._positions.clear()
             else:
@@ -180,6 +182,12 @@ class RedisBus:
 
     def _take_lease(self, engine_id: str, fields: _Fields) -> None:
         now = time.monotonic()
+        model = fields.get(Lease.MODEL.encode())
+        if model is not None and model != self._fleet.model_name.encode():
+            # A router of its model looks after it. Should it come to serve ours, it joins again, with a notice.
+            self._fleet.forgotten(engine_id)
+            self._seen_at.pop(engine_id, None)
+            return
         if not fields:
             self._fleet.forgotten(engine_id)
             # It may come back without a notice, when Redis lost its data: so ask for it a while longer.

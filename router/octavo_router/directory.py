@@ -96,9 +96,14 @@ class Directory:
         return Outcome.APPLIED
 
     def reset(self, engine_id: str, *, epoch: int, sequence: int, hashes: Iterable[int], digest: int) -> Outcome:
-        """Replace what is known of an engine by its snapshot, then apply the changes that came after it."""
+        """Replace what is known of an engine by its snapshot, then apply the changes that came after it.
+
+        A snapshot that is older than what is known is stale: the changes since would be lost.
+        """
         replica = self._replicas.get(engine_id)
         if replica is None or epoch != replica.epoch:
+            return Outcome.STALE
+        if replica.sequence is not None and sequence < replica.sequence:
             return Outcome.STALE
         self._clear(replica)
         self._store(replica, hashes)

@@ -9,9 +9,8 @@ all that has come since its last message at once, and credit keeps the engine fr
 from __future__ import annotations
 
 import asyncio
-import json
 import time
-from collections.abc import AsyncGenerator, Callable, Collection, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -25,28 +24,40 @@ from opentelemetry import trace
 from octavo_router.attempt import Attempt, AttemptOver, Fate
 from octavo_router.detokenizer import Detokenizer
 from octavo_router.fleet import Engine
-from octavo_router.journal import Ending, Journal, Limits
+from octavo_router.journal import Ending, Journal, Limits, Timing
+from octavo_router.kind import EngineKind
 from octavo_router.load import Placement
 from octavo_router.output import ChoiceEnded, ChoiceOutput, Chunk
 from octavo_router.policy import Cost
+from octavo_router.route_span import route_attributes
 from octavo_router.routing import Prompt, Route, Routing
 
 _log = structlog.get_logger("octavo.router.dispatch")
 
 # Refusals and handovers cost a request nothing, but they may not go on for ever.
 _MAX_ATTEMPTS = 32
-_MAX_CANDIDATES_IN_SPAN = 8
 _RETRY_S = 0.2
+_MAX_RETRY_S = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
-    """A validated request. `sampling` has seed, max_tokens and n set; `deadline` is in monotonic seconds."""
+    """A validated request.
+
+    Attributes:
+        request_id: the client's name for it.
+        prompt: the prompt.
+        sampling: with seed, max_tokens and n set.
+        room: output tokens that an engine's context should have room for.
+        stops: stop strings.
+        priority: class of service.
+        deadline: monotonic seconds.
+    """
 
     request_id: str
     prompt: Prompt
     sampling: types_pb2.SamplingParams
-    limits: Limits
+    room: int
     stops: Sequence[str]
     priority: types_pb2.Priority.ValueType
     deadline: float
@@ -82,7 +93,7 @@ class Dispatch:
         limits: DispatchLimits,
         tracer: trace.Tracer,
     ) -> None:
-        self.journal = Journal(work.prompt.token_ids, num_choices=work.sampling.n, limits=work.limits)
+        self.journal = Journal(work.prompt.token_ids, num_choices=work.sampling.n, limits=_limits(work.sampling, ()))
         self.engine_id = ""
         self.route_s = 0.0
         self._work = work
@@ -95,10 +106,15 @@ class Dispatch:
         self._attempt: Attempt | None = None
         self._placement: Placement | None = None
         self._stream_id = 0
-        self._revision: str | None = None
+        self._kind: EngineKind | None = None
         self._credit = limits.max_ahead_tokens
         self._left: set[tuple[str, int]] = set()  # engine processes that this request has been at
         self._num_losses = 0
+
+    @property
+    def timing(self) -> Timing:
+        """Where the time at the last engine went."""
+        return self.journal.timing if self._attempt is None else self._attempt.timing
 
     async def events(self) -> AsyncGenerator[Placed | Chunk | ChoiceEnded, None]:
         """Yield where the request went, then its output, choice by choice in order, each up to its end.
@@ -115,6 +131,8 @@ class Dispatch:
                 self._wake.clear()
                 for output in self._outputs:
                     chunk, ended = output.take()
+                    if ended is not None:
+                        self._let_go(ended.index)
                     if chunk is not None:
                         self._note_prefilled()
                         yield chunk
@@ -136,6 +154,13 @@ class Dispatch:
     def _expire(self) -> None:
         self.journal.end_all(Ending.DEADLINE)
         self._wake.set()
+
+    def _let_go(self, choice: int) -> None:
+        """Cancel a choice that ended here, at its stop string: the engine would compute it on while its siblings run."""
+        if all(output.is_over for output in self._outputs):
+            return  # the whole request is given up in a moment
+        if self._engine is not None and self._attempt is not None and self._attempt.is_choice_open(choice):
+            self._engine.link.cancel_choice(self._stream_id, self._attempt, choice)
 
     def _give_up(self) -> None:
         if self._engine is not None and self._attempt is not None:
@@ -160,28 +185,35 @@ class Dispatch:
 
     def _route(self, excluded: Collection[tuple[str, int]]) -> Route:
         started_at = time.perf_counter()
-        num_committed = max(len(choice.token_ids) for choice in self.journal.choices)
         with self._tracer.start_as_current_span(Span.ROUTER_ROUTE, record_exception=False) as span:
             route = self._routing.route(
                 self._work.prompt,
-                num_tokens=len(self._work.prompt) + num_committed,
-                revision=self._revision,
+                room=self._work.room,
+                num_committed=max(
+                    (len(each.token_ids) for each in self.journal.choices if each.ending is None), default=0
+                ),
+                kind=self._bound_kind,
                 excluded=excluded,
             )
             if span.is_recording():
-                span.set_attributes(_route_attributes(route, self.journal.num_attempts))
+                span.set_attributes(route_attributes(route, self.journal.num_attempts))
         self.route_s += time.perf_counter() - started_at
         return route
+
+    @property
+    def _bound_kind(self) -> EngineKind | None:
+        """The kind of engine that began the output: another kind would go on with other tokens. None without output."""
+        return self._kind if self.journal.is_committed else None
 
     def _start(self, engine: Engine, cost: Cost) -> None:
         attempt = Attempt(self.journal, number=self.journal.num_attempts, wake=self._wake.set)
         self._stream_id = engine.link.submit(self._message(attempt.number), attempt)
         self.journal.num_attempts += 1
-        self._engine, self._attempt = engine, attempt
+        # What an earlier engine of another model revision calls the end of a sequence does not count here.
+        self.journal.limits = _limits(self._work.sampling, engine.info.model.eos_token_ids)
+        self._engine, self._attempt, self._kind = engine, attempt, engine.kind
         self.engine_id = engine.engine_id
-        # What one revision of the weights began, no other may go on with.
-        self._revision = engine.info.model.revision
-        if self._work.limits.max_tokens > self._credit:
+        if self._work.sampling.max_tokens > self._credit:
             engine.link.credit(self._stream_id, attempt, self._credit)
         num_sequences = sum(choice.ending is None for choice in self.journal.choices)
         self._placement = self._routing.place(engine, self._work.prompt, cost, num_sequences=num_sequences)
@@ -203,7 +235,7 @@ class Dispatch:
         return message
 
     def _extend_credit(self) -> None:
-        if self._credit >= self._work.limits.max_tokens or self._engine is None or self._attempt is None:
+        if self._credit >= self._work.sampling.max_tokens or self._engine is None or self._attempt is None:
             return
         delivered = min(output.num_delivered for output in self._outputs if not output.is_over)
         if self._credit - delivered <= self._limits.max_ahead_tokens // 2:
@@ -216,27 +248,37 @@ class Dispatch:
         Raises:
             OctavoError: there is no other engine, or this request has lost enough of them.
         """
-        engine = self._engine
-        self._give_up()
-        self._engine = self._attempt = None
-        self.journal.settle()
+        self._leave()
         if self.journal.is_finished:
             self._wake.set()
             return
-        if engine is not None:
-            self._left.add((engine.engine_id, engine.epoch))
         if over.fate is Fate.REFUSED:
             if not self.journal.is_committed:
                 self._submit_elsewhere(over.error)
                 return
             # Output that the client already has is worth waiting for.
-            await asyncio.sleep(min(over.error.retry_after_s or _RETRY_S, 1.0))
-        self._count_move(over)
-        await self._submit_when_possible(over.error)
+            await asyncio.sleep(min(over.error.retry_after_s or _RETRY_S, _MAX_RETRY_S, self._time_left_s()))
+            if not self._time_left_s():
+                self._expire()
+                return
+        self._check_move(over)
+        if not await self._submit_when_possible(over.error):
+            return
+        # A handover is a move too; a refusal is none, for that engine never had the request.
+        self.journal.num_moves += over.fate is not Fate.REFUSED
         attempt = self.journal.num_attempts - 1
         trace.get_current_span().add_event(
             Event.MOVED, {Attribute.ENGINE_ID: self.engine_id, Attribute.ATTEMPT: attempt}
         )
+
+    def _leave(self) -> None:
+        """Be at no engine. Choices that had ended unknown to us end now."""
+        self.journal.timing = self.timing
+        self._give_up()
+        if self._engine is not None:
+            self._left.add((self._engine.engine_id, self._engine.epoch))
+        self._engine = self._attempt = None
+        self.journal.settle()
 
     def _submit_elsewhere(self, refusal: OctavoError) -> None:
         """Try the engines that have not refused; if none is left, the refusal says more than that there is none."""
@@ -247,9 +289,7 @@ class Dispatch:
         except Unavailable:
             raise refusal from None
 
-    def _count_move(self, over: AttemptOver) -> None:
-        if over.fate is not Fate.REFUSED:
-            self.journal.num_moves += 1
+    def _check_move(self, over: AttemptOver) -> None:
         # A drain is orderly, however many engines drain.
         self._num_losses += over.fate in {Fate.LOST, Fate.FAILED}
         _log.info(
@@ -263,50 +303,44 @@ class Dispatch:
         if self._num_losses > self._limits.max_moves or self.journal.num_attempts >= _MAX_ATTEMPTS:
             raise over.error
 
-    async def _submit_when_possible(self, error: OctavoError) -> None:
-        """Wait for an engine as long as the settings and the deadline allow; a lost one may have come back."""
-        give_up_at = min(time.monotonic() + self._limits.move_wait_s, self._work.deadline)
-        while True:
+    async def _submit_when_possible(self, error: OctavoError) -> bool:
+        """Wait for an engine as long as the settings allow; a lost one may have come back. False: the deadline passed."""
+        give_up_at = time.monotonic() + self._limits.move_wait_s
+        while not self.journal.is_finished:
             changed = self._routing.fleet.changed
             for excluded in (self._left, ()):
                 with suppress(Unavailable):
                     self._submit(excluded=excluded)
-                    return
+                    return True
             try:
-                async with asyncio.timeout(max(0.0, give_up_at - time.monotonic())):
+                async with asyncio.timeout(min(max(0.0, give_up_at - time.monotonic()), self._time_left_s())):
                     await changed.wait()
             except TimeoutError:
-                if time.monotonic() >= self._work.deadline:
-                    self.journal.end_all(Ending.DEADLINE)
-                    self._wake.set()
-                    return
-                raise error from None
+                if give_up_at < self._work.deadline:
+                    raise self._stranded(error) from None
+                self._expire()
+        return False
+
+    def _stranded(self, error: OctavoError) -> OctavoError:
+        """Return why the request cannot go on: `error`, unless there are engines, but none of the kind that began it."""
+        kinds = {engine.kind for engine in self._routing.fleet.serving()}
+        if self._bound_kind is None or not kinds or self._bound_kind in kinds:
+            return error
+        return Unavailable(
+            "no_engine_of_kind",
+            f"the engine was lost, and only one of its kind ({self._bound_kind}) could go on with its very tokens; "
+            "send the request again",
+            retry_after_s=1.0,
+        )
+
+    def _time_left_s(self) -> float:
+        return max(0.0, self._work.deadline - time.monotonic())
 
 
-def _route_attributes(route: Route, attempt: int) -> dict[str, str | int]:
-    if not route.ranked:
-        return {Attribute.ATTEMPT: attempt, Attribute.ROUTE_REASON: "no engine"}
-    candidates = [
-        {
-            "engine_id": cost.engine_id,
-            "matched_pages": cost.matched_pages,
-            "waiting_tokens": cost.waiting_tokens,
-            "uncached_tokens": cost.uncached_tokens,
-            "prefill_tokens_per_s": round(cost.prefill_tokens_per_s, 1),
-            "pool_usage": round(cost.pool_usage, 4),
-            "num_running": cost.num_running,
-            "prefill_s": round(cost.prefill_s, 6),
-            "pool_s": round(cost.pool_s, 6),
-            "decode_s": round(cost.decode_s, 6),
-            "cost_s": round(cost.cost_s, 6),
-        }
-        for cost in route.ranked[:_MAX_CANDIDATES_IN_SPAN]
-    ]
-    return {
-        Attribute.ATTEMPT: attempt,
-        Attribute.ENGINE_ID: route.ranked[0].engine_id,
-        Attribute.PROMPT_PAGES: route.prompt_pages,
-        Attribute.MATCHED_PAGES: route.ranked[0].matched_pages,
-        Attribute.ROUTE_REASON: route.reason,
-        Attribute.ROUTE_CANDIDATES: json.dumps(candidates, separators=(",", ":")),
-    }
+def _limits(sampling: types_pb2.SamplingParams, eos_token_ids: Iterable[int]) -> Limits:
+    """Return what ends a choice at an engine whose model has these end-of-sequence ids."""
+    return Limits(
+        max_tokens=sampling.max_tokens,
+        min_tokens=sampling.min_tokens,
+        stop_token_ids=frozenset(sampling.stop_token_ids).union(() if sampling.ignore_eos else eos_token_ids),
+    )

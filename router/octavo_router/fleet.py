@@ -11,6 +11,7 @@ import structlog
 from octavo.v1 import engine_pb2, types_pb2
 
 from octavo_router.directory import Directory, Outcome, PageChange
+from octavo_router.kind import kind_of
 from octavo_router.link import EngineLink
 from octavo_router.load import EngineLoad, LoadReport, Placement
 from octavo_router.session import LinkState, LinkTimes
@@ -34,6 +35,7 @@ class Engine:
     def __init__(self, link: EngineLink, info: engine_pb2.EngineInfo) -> None:
         self.link = link
         self.info = info
+        self.kind = kind_of(info)
         self.load = EngineLoad()
 
     @property
@@ -65,13 +67,13 @@ class Fleet:
         times: LinkTimes | None = None,
     ) -> None:
         self.directory = Directory()
+        self.model_name = model_name
         self._static = {engine.address: engine for engine in static}
         self._leased: dict[str, str] = {}  # engine id -> address
         self._links: dict[str, tuple[EngineLink, asyncio.Task[None]]] = {}  # by address
         self._engines: dict[str, Engine] = {}
         self._refusals: dict[str, str] = {}  # by address, why its engine is not used
         self._router_id = router_id
-        self._model_name = model_name
         self._tokenizer_revision = tokenizer_revision
         self._times = times or LinkTimes()
         self._changed = asyncio.Event()
@@ -255,8 +257,8 @@ class Fleet:
         return self._model_refusal(info.model)
 
     def _model_refusal(self, model: types_pb2.ModelInfo) -> str | None:
-        if model.name != self._model_name:
-            return f"serves model {model.name!r}, this router {self._model_name!r}"
+        if model.name != self.model_name:
+            return f"serves model {model.name!r}, this router {self.model_name!r}"
         if model.tokenizer_revision != self._tokenizer_revision:
             return f"tokenizer {model.tokenizer_revision!r} differs from this router's {self._tokenizer_revision!r}"
         if model.page_size == 0 or model.max_model_len == 0 or model.vocab_size == 0:

@@ -79,7 +79,6 @@ class Journal:
         self.timing = Timing()
         self.num_attempts = 0
         self.num_moves = 0
-        self._has_started = False
 
     @property
     def is_finished(self) -> bool:
@@ -97,10 +96,9 @@ class Journal:
         return any(choice.token_ids or choice.ending for choice in self.choices)
 
     def start(self, cached_tokens: int) -> None:
-        """Note what the prompt found cached. Later attempts find pages of the output too, so the first start counts."""
-        if not self._has_started:
-            self._has_started = True
-            self.cached_tokens = cached_tokens
+        """Note what the prompt found cached. Once there is output, engines find pages of it too: that does not count."""
+        if not self.is_committed:
+            self.cached_tokens = min(cached_tokens, len(self.prompt_token_ids))
 
     def accept(self, index: int, position: int, token_id: int, logprob: float) -> Acceptance:
         """Take a token if it is the next of its choice."""

@@ -16,6 +16,7 @@ from octavo.v1 import engine_pb2
 
 from octavo_router.attempt import Attempt
 from octavo_router.session import LinkSession, LinkState, LinkTimes
+from octavo_router.step_columns import MALFORMED_STEP
 
 _log = structlog.get_logger("octavo.router.link")
 
@@ -85,7 +86,8 @@ class EngineLink:
                 backoff_s = _FIRST_BACKOFF_S
             if session.was_welcome or backoff_s == _FIRST_BACKOFF_S:  # else it was said before
                 _log.info("link_down", address=self.address, reason=reason, was_welcome=session.was_welcome)
-            await asyncio.sleep(self._times.max_backoff_s if reason == "refused" else backoff_s)
+            is_hopeless = reason in {"refused", MALFORMED_STEP}  # for now: the engine may be replaced
+            await asyncio.sleep(self._times.max_backoff_s if is_hopeless else backoff_s)
             backoff_s = min(backoff_s * 2, self._times.max_backoff_s)
 
     def submit(self, message: engine_pb2.Submit, attempt: Attempt) -> int:
@@ -102,6 +104,11 @@ class EngineLink:
         """Give a request up; what still comes for it is dropped. Does nothing for one that is over."""
         if self._session is not None:
             self._session.cancel(stream_id, attempt)
+
+    def cancel_choice(self, stream_id: int, attempt: Attempt, choice: int) -> None:
+        """Give one choice up; its end still comes. Does nothing for a request that is over."""
+        if self._session is not None:
+            self._session.cancel_choice(stream_id, attempt, choice)
 
     def credit(self, stream_id: int, attempt: Attempt, max_output_tokens: int) -> None:
         """Let a request run this far in all."""

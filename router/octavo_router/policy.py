@@ -1,11 +1,12 @@
 """Ranks engines for a prompt by one cost in seconds. Pure: no clock, no state, no thresholds.
 
-    cost = (W + U) / P  +  pool_weight * k / (1 - k)  +  decode_weight * R * s
+    cost = (W + uncached * U) / P  +  pool_s * k / (1 - k)  +  decode * R * s
 
 W: prefill tokens ahead of this request. U: prompt tokens that the engine would have to compute. P: its prefill rate.
 k: share of its pool in use once the request is in. R: sequences decoding there. s: time that one more of them adds to a
-step. The first term is the wait for the first token, the second keeps pools from filling up (a full pool preempts), the
-third is what a busy batch costs this request and its neighbours in each step.
+step. The first term is the wait for the first token, of this request and of the next one behind it: whoever saves
+computing saves it for both. The second keeps pools from filling up (a full pool preempts). The third is what a busy batch
+costs over the steps of an output. How the weights were found: docs/routing.md.
 """
 
 from __future__ import annotations
@@ -23,11 +24,20 @@ _FULLEST = 0.999
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Weights:
-    """How the terms weigh against each other. `tie` is the relative cost within which two engines count as equal."""
+    """How the terms weigh against each other.
 
+    Attributes:
+        uncached: how often a token to compute counts: once for this request, and once for those that it keeps waiting.
+            With 1 a prompt leaves its prefix for every slightly shorter queue, and all engines compute the same pages.
+        pool_s: seconds that a half full pool costs.
+        decode: steps over which a request shares a batch: about the tokens of a short output.
+        tie: relative cost within which two engines count as equal.
+    """
+
+    uncached: float = 2.0
     pool_s: float = 0.15
-    decode: float = 1.0
-    tie: float = 0.05
+    decode: float = 32.0
+    tie: float = 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,7 +121,7 @@ def _cost(view: EngineView, prompt_len: int, prefill_rate: float, decode_slope: 
         prefill_tokens_per_s=rate,
         pool_usage=usage,
         num_running=view.num_running,
-        prefill_s=(view.waiting_tokens + uncached) / rate,
+        prefill_s=(view.waiting_tokens + weights.uncached * uncached) / rate,
         pool_s=weights.pool_s * usage / (1 - usage),
         decode_s=weights.decode * view.num_running * (view.decode_s_per_sequence or decode_slope),
     )

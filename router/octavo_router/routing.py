@@ -10,6 +10,7 @@ from functools import cached_property
 from octavo.page_hash import chain, salted_root, short_hash, token_bytes
 
 from octavo_router.fleet import Engine, Fleet
+from octavo_router.kind import EngineKind
 from octavo_router.load import Placement
 from octavo_router.policy import Cost, EngineView, Weights, rank
 
@@ -34,7 +35,9 @@ class Prompt:
         return len(self.token_ids) // page_size
 
     def hashes(self, root: bytes, page_size: int) -> list[int]:
-        """Return the short hashes of the full pages, under an engine's root."""
+        """Return the short hashes of the full pages, under an engine's root; none if it has no root: it caches nothing."""
+        if not root:
+            return []
         known = self._chains.get((root, page_size))
         if known is None:
             full = chain(salted_root(root, self.cache_salt), self.token_ids, page_size)
@@ -76,30 +79,36 @@ class Routing:
         self,
         prompt: Prompt,
         *,
-        num_tokens: int,
-        revision: str | None = None,
+        room: int,
+        num_committed: int = 0,
+        kind: EngineKind | None = None,
         excluded: Collection[tuple[str, int]] = (),
     ) -> Route:
         """Rank the engines that can take a prompt; the ranking is empty if none can.
 
+        An engine whose context is too short for prompt and output would end the request early. It is chosen only if it
+        has the longest context of all, those that are excluded included: better refused for now than cut.
+
         Args:
             prompt: the prompt.
-            num_tokens: tokens to prefill, which are more than the prompt's for a request that moves.
-            revision: model revision that the engine must have; any if None.
+            room: output tokens that the engine's context should leave to the prompt.
+            num_committed: output tokens that are there already, for a request that moves: they are prefilled as well.
+            kind: kind that the engine must be of; any if None.
             excluded: id and epoch of engines that may not be chosen.
         """
+        serving = [engine for engine in self.fleet.serving() if kind is None or engine.kind == kind]
+        longest = max((engine.info.model.max_model_len for engine in serving), default=0)
+        least_len = max(min(len(prompt) + room, longest), len(prompt) + num_committed + 1)
         engines = [
             engine
-            for engine in self.fleet.serving()
-            if (engine.engine_id, engine.epoch) not in excluded
-            and revision in {None, engine.info.model.revision}
-            and num_tokens < engine.info.model.max_model_len
+            for engine in serving
+            if (engine.engine_id, engine.epoch) not in excluded and engine.info.model.max_model_len >= least_len
         ]
         if not engines:
             return Route(prompt_pages=0, ranked=())
         views = self._views(prompt, engines, time.monotonic())
         prompt_pages = max(prompt.num_pages(engine.info.model.page_size) for engine in engines)
-        ranked = rank(views, prompt_len=num_tokens, key=prompt.key, weights=self._weights)
+        ranked = rank(views, prompt_len=len(prompt) + num_committed, key=prompt.key, weights=self._weights)
         return Route(prompt_pages=prompt_pages, ranked=ranked)
 
     def place(self, engine: Engine, prompt: Prompt, cost: Cost, *, num_sequences: int) -> Placement:

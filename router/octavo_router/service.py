@@ -23,7 +23,7 @@ from octavo_router.admission import Admission
 from octavo_router.call import Call, Context, read_call
 from octavo_router.chat_template import Message
 from octavo_router.dispatch import Dispatch, DispatchLimits, Placed, Work
-from octavo_router.journal import Ending, Journal, Limits
+from octavo_router.journal import Ending, Timing
 from octavo_router.metrics import RouterMetrics
 from octavo_router.output import ChoiceEnded, Chunk
 from octavo_router.policy import Cost
@@ -132,8 +132,8 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
             self._check_model(request.model)
             self._check_input(request.input)
             prompt = Prompt(await self._encode(request.input), cache_salt=call.cache_salt)
-            validation.check_prompt_len(len(prompt), max_model_len=self._model().max_model_len)
-            route = self._routing.route(prompt, num_tokens=len(prompt))
+            _, room = self._output_limits(0, len(prompt))
+            route = self._routing.route(prompt, room=room)
             return inference_pb2.ExplainResponse(
                 prompt_tokens=len(prompt),
                 prompt_pages=route.prompt_pages,
@@ -189,27 +189,20 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         return list(message.tokens.ids)
 
     def _work(self, request: inference_pb2.GenerateRequest, call: Call, token_ids: list[int]) -> Work:
-        model = self._model()
-        validation.check_prompt_len(len(token_ids), max_model_len=model.max_model_len)
-        room = model.max_model_len - len(token_ids)
+        max_tokens, room = self._output_limits(request.sampling.max_tokens, len(token_ids))
         sampling = types_pb2.SamplingParams()
         sampling.CopyFrom(request.sampling)
         sampling.ClearField("stop")  # matched here, over text
         sampling.n = sampling.n or 1
-        sampling.max_tokens = min(sampling.max_tokens or self._limits.default_max_tokens or room, room)
+        sampling.max_tokens = max_tokens
         sampling.min_tokens = min(sampling.min_tokens, sampling.max_tokens)
         if not sampling.HasField("seed"):
             sampling.seed = secrets.randbits(64)
-        stop_token_ids = {*sampling.stop_token_ids, *(() if sampling.ignore_eos else model.eos_token_ids)}
         return Work(
             request_id=call.request_id,
             prompt=Prompt(token_ids, cache_salt=call.cache_salt),
             sampling=sampling,
-            limits=Limits(
-                max_tokens=sampling.max_tokens,
-                min_tokens=sampling.min_tokens,
-                stop_token_ids=frozenset(stop_token_ids),
-            ),
+            room=room,
             stops=tuple(request.sampling.stop),
             priority=request.priority,
             deadline=call.deadline,
@@ -229,12 +222,28 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
             message, max_prompt_bytes=self._limits.max_prompt_bytes, vocab_size=self._limits.vocab_size
         )
 
-    def _model(self) -> types_pb2.ModelInfo:
-        """Return the facts of the serving engine with the longest context."""
+    def _output_limits(self, asked: int, num_prompt: int) -> tuple[int, int]:
+        """Return the most output tokens of a request, and for how many of them its engine must have room.
+
+        These are the same, except for a request without a limit: engines whose contexts differ only because their pools
+        do must share such requests, so half of what the longest context leaves is room enough.
+
+        Args:
+            asked: the request's limit; 0 if it gives none.
+            num_prompt: prompt tokens.
+
+        Raises:
+            Unavailable: no engine serves.
+            InvalidRequest: the prompt has no tokens, or too many.
+        """
         serving = self._routing.fleet.serving()
         if not serving:
             raise Unavailable("no_engine", "no engine can take the request now; try again", retry_after_s=1.0)
-        return max((engine.info.model for engine in serving), key=lambda model: model.max_model_len)
+        max_model_len = max(engine.info.model.max_model_len for engine in serving)
+        validation.check_prompt_len(num_prompt, max_model_len=max_model_len)
+        most = max_model_len - num_prompt
+        limit = asked or self._limits.default_max_tokens
+        return (min(limit, most), min(limit, most)) if limit else (most, (most + 1) // 2)
 
 
 class _Responses:
@@ -285,14 +294,13 @@ class _Responses:
                 cached_tokens=journal.cached_tokens,
                 output_tokens=journal.num_output_tokens,
             ),
-            timing=_timing(journal) if self._num_running == 0 else None,
+            timing=_timing(self._dispatch.timing) if self._num_running == 0 else None,
             engine_id=self._dispatch.engine_id,
             num_moves=journal.num_moves,
         )
 
 
-def _timing(journal: Journal) -> types_pb2.EngineTiming:
-    timing = journal.timing
+def _timing(timing: Timing) -> types_pb2.EngineTiming:
     return types_pb2.EngineTiming(
         queue_ns=timing.queue_ns,
         prefill_ns=timing.prefill_ns,

@@ -15,9 +15,11 @@ from typing import Any, Final, Protocol
 
 import grpc
 import structlog
+from octavo.errors import InternalError
 from octavo.v1 import engine_pb2, engine_pb2_grpc
 
 from octavo_router.attempt import Attempt
+from octavo_router.step_columns import tokens_of
 
 _log = structlog.get_logger("octavo.router.link")
 
@@ -116,6 +118,9 @@ class LinkSession:
                     return "refused"
                 self.was_welcome = True
                 return await _first_of(self._read(call), self._write(call), self._watch(), self._fetch_snapshots(stub))
+            except InternalError as error:  # the engine sends what cannot be
+                _log.error("engine_makes_no_sense", address=self._address, reason=error.reason, message=error.message)
+                return error.reason
             except TimeoutError:
                 return "no_welcome"
             except (grpc.RpcError, asyncio.InvalidStateError) as error:
@@ -141,6 +146,12 @@ class LinkSession:
         if self.attempts.get(stream_id) is attempt:
             del self.attempts[stream_id]
             self._send(engine_pb2.LinkRequest(cancel=engine_pb2.Cancel(stream_id=stream_id)))
+
+    def cancel_choice(self, stream_id: int, attempt: Attempt, choice: int) -> None:
+        """Give one choice up; its end still comes. Does nothing for a request that is over."""
+        if self.attempts.get(stream_id) is attempt:
+            cancel = engine_pb2.Cancel(stream_id=stream_id, choices=[choice])
+            self._send(engine_pb2.LinkRequest(cancel=cancel))
 
     def credit(self, stream_id: int, attempt: Attempt, max_output_tokens: int) -> None:
         """Let a request run this far in all."""
@@ -187,25 +198,22 @@ class LinkSession:
                 attempt.refused(message.rejected)
 
     def _step(self, step: engine_pb2.StepBatch) -> None:
+        tokens = tokens_of(step)  # before anything is taken from a batch that makes no sense
         self._note_step(step.step_id)
         for started in step.started:
             attempt = self.attempts.get(started.stream_id)
             if attempt is not None:
                 attempt.started(started)
-        stream_ids = list(step.stream_ids)
-        count = len(stream_ids)
-        choices = list(step.choices) or [0] * count
-        logprobs = list(step.logprobs) or [0.0] * count
-        columns = zip(stream_ids, choices, step.positions, step.token_ids, logprobs, strict=False)
-        for stream_id, choice, position, token_id, logprob in columns:
+        at_ns = step.ended_ns
+        for stream_id, choice, position, token_id, logprob in tokens:
             attempt = self.attempts.get(stream_id)
             if attempt is not None:
-                attempt.token(choice, position, token_id, logprob)
+                attempt.token(choice, position, token_id, logprob, at_ns)
         for end in step.ends:
             attempt = self.attempts.get(end.stream_id)
             if attempt is not None:
                 attempt.ended(end)
-        self._sweep({*stream_ids, *(end.stream_id for end in step.ends)})
+        self._sweep({*step.stream_ids, *(end.stream_id for end in step.ends)})
 
     def _sweep(self, stream_ids: set[int]) -> None:
         """Let go of attempts that are over; an engine that does not know that is told."""

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import Final
 
 from octavo.errors import InvalidRequest
+from octavo.sampling_rules import INVALID_SAMPLING, check_sampling
 from octavo.v1 import inference_pb2, types_pb2
 
-MAX_CHOICES: Final = 8
 MAX_STOPS: Final = 8
 MAX_STOP_BYTES: Final = 128
-MAX_STOP_TOKEN_IDS: Final = 64
 MAX_MESSAGES: Final = 4096
-MAX_TEMPERATURE: Final = 100.0
 ROLES: Final = frozenset({"system", "user", "assistant", "tool"})
 _VISIBLE = re.compile(r"[\x21-\x7e]{1,128}")
 
@@ -40,9 +37,8 @@ def check_generate(request: inference_pb2.GenerateRequest, *, max_prompt_bytes: 
         InvalidRequest: the first field found wrong.
     """
     check_input(request.input, max_prompt_bytes=max_prompt_bytes, vocab_size=vocab_size)
-    for ok, field, problem in _sampling_rules(request.sampling, vocab_size):
-        if not ok:
-            raise InvalidRequest("invalid_sampling", f"{field} {problem}", field=field)
+    check_sampling(request.sampling, vocab_size=vocab_size)
+    _check_stops(request.sampling.stop)
     if request.priority not in types_pb2.Priority.values():
         raise InvalidRequest("invalid_priority", f"priority {request.priority} does not exist", field="priority")
 
@@ -112,51 +108,11 @@ def _check_bytes(size: int, limit: int, field: str) -> None:
         raise InvalidRequest("prompt_too_large", f"{field} has {size} bytes; the limit is {limit}", field=field)
 
 
-def _sampling_rules(sampling: types_pb2.SamplingParams, vocab_size: int) -> Iterator[tuple[bool, str, str]]:
-    """Yield (holds, field, what is wrong if not)."""
-    yield (
-        not sampling.HasField("temperature") or _within(sampling.temperature, 0, MAX_TEMPERATURE),
-        "sampling.temperature",
-        f"must be a number from 0 to {MAX_TEMPERATURE:g}",
-    )
-    yield (
-        not sampling.HasField("top_p") or (_within(sampling.top_p, 0, 1) and sampling.top_p > 0),
-        "sampling.top_p",
-        "must be a number above 0, at most 1",
-    )
-    yield _within(sampling.min_p, 0, 1), "sampling.min_p", "must be a number from 0 to 1"
-    yield (
-        sampling.top_k <= vocab_size,
-        "sampling.top_k",
-        f"is {sampling.top_k}, above the vocabulary size {vocab_size}",
-    )
-    yield sampling.n <= MAX_CHOICES, "sampling.n", f"is {sampling.n}; the limit is {MAX_CHOICES}"
-    yield (
-        not sampling.max_tokens or sampling.min_tokens <= sampling.max_tokens,
-        "sampling.min_tokens",
-        f"is {sampling.min_tokens}, above max_tokens {sampling.max_tokens}",
-    )
-    yield (
-        len(sampling.stop_token_ids) <= MAX_STOP_TOKEN_IDS,
-        "sampling.stop_token_ids",
-        f"has {len(sampling.stop_token_ids)} ids; the limit is {MAX_STOP_TOKEN_IDS}",
-    )
-    yield (
-        all(token_id < vocab_size for token_id in sampling.stop_token_ids),
-        "sampling.stop_token_ids",
-        f"must be below the vocabulary size {vocab_size}",
-    )
-    yield (
-        len(sampling.stop) <= MAX_STOPS,
-        "sampling.stop",
-        f"has {len(sampling.stop)} strings; the limit is {MAX_STOPS}",
-    )
-    yield (
-        all(1 <= len(stop.encode()) <= MAX_STOP_BYTES for stop in sampling.stop),
-        "sampling.stop",
-        f"must be strings of 1 to {MAX_STOP_BYTES} bytes",
-    )
-
-
-def _within(value: float, low: float, high: float) -> bool:
-    return math.isfinite(value) and low <= value <= high
+def _check_stops(stops: Sequence[str]) -> None:
+    field = "sampling.stop"
+    if len(stops) > MAX_STOPS:
+        raise InvalidRequest(
+            INVALID_SAMPLING, f"{field} has {len(stops)} strings; the limit is {MAX_STOPS}", field=field
+        )
+    if not all(1 <= len(stop.encode()) <= MAX_STOP_BYTES for stop in stops):
+        raise InvalidRequest(INVALID_SAMPLING, f"{field} must be strings of 1 to {MAX_STOP_BYTES} bytes", field=field)

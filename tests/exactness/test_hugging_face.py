@@ -10,7 +10,9 @@ import torch
 import transformers
 from octavo.model_directory import ModelNotFound, resolve_model
 from octavo_engine.models.config import read_config
-from support.tiny_models import CONFIGS, VOCAB, alone, engine, submit, write_model
+from support.core_submit import submit
+from support.gpu import DEVICES
+from support.tiny_models import CONFIGS, VOCAB, alone, engine, write_model
 
 NUM_TOKENS = 64
 
@@ -29,12 +31,13 @@ def hugging_face_tokens(model: transformers.PreTrainedModel, prompt: list[int]) 
     return output[0, len(prompt) :].tolist()
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("name", CONFIGS)
-def test_tiny_model_gives_the_tokens_of_transformers(name: str, tmp_path: Path) -> None:
+def test_tiny_model_gives_the_tokens_of_transformers(name: str, device: str, tmp_path: Path) -> None:
     model = write_model(tmp_path, name)
     rng = random.Random(3)
     prompts = [[rng.randrange(3, VOCAB) for _ in range(length)] for length in (1, 15, 16, 17, 90)]
-    octavo = engine(tmp_path, max_step_tokens=48)
+    octavo = engine(tmp_path, device=device, max_step_tokens=48)
     outputs = octavo.generate([submit(key, prompt, NUM_TOKENS) for key, prompt in enumerate(prompts)])
     for key, prompt in enumerate(prompts):
         assert outputs[key, 0].token_ids == hugging_face_tokens(model, prompt), f"prompt of {len(prompt)} tokens"

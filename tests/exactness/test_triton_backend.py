@@ -6,7 +6,8 @@ import random
 from pathlib import Path
 
 import pytest
-from support.tiny_models import VOCAB, engine, submit, write_model
+from support.core_submit import submit
+from support.tiny_models import VOCAB, engine, write_model
 
 
 @pytest.mark.timeout(240)

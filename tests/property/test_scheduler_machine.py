@@ -154,6 +154,10 @@ class SchedulerMachine(RuleBasedStateMachine):
     def cancel(self, which: int) -> None:
         self.scheduler.cancel(which)
 
+    @rule(which=st.integers(0, 30), choices=st.lists(st.integers(0, 3), min_size=1, max_size=2))
+    def cancel_choices(self, which: int, choices: list[int]) -> None:
+        self.scheduler.cancel(which, choices)
+
     @rule(which=st.integers(0, 30), credit=st.integers(0, 12))
     def set_credit(self, which: int, credit: int) -> None:
         self.scheduler.set_credit(which, credit)

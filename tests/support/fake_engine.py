@@ -14,6 +14,7 @@ from typing import Any
 import grpc
 import redis.asyncio as aioredis
 from octavo import page_hash
+from octavo.redis_client import heed_cancellation
 from octavo.redis_keys import LEASE_TTL_MS, Entry, Lease, RedisKeys
 from octavo.v1 import engine_pb2, engine_pb2_grpc, types_pb2
 
@@ -44,13 +45,22 @@ class _Link:
     write: Callable[[engine_pb2.LinkResponse], Any]
     tasks: dict[int, asyncio.Task[None]] = field(default_factory=dict)
     credits: dict[int, int] = field(default_factory=dict)
+    cancelled: dict[int, set[int]] = field(default_factory=dict)  # choices by stream id
 
 
 class FakeEngine(engine_pb2_grpc.EngineServiceServicer):
     """Set the public attributes at any time; `until` waits for what a test wants to see."""
 
     def __init__(
-        self, engine_id: str, *, tokenizer_revision: str, model_revision: str = "r1", model_name: str = "tiny"
+        self,
+        engine_id: str,
+        *,
+        tokenizer_revision: str,
+        model_revision: str = "r1",
+        model_name: str = "tiny",
+        max_model_len: int = 4096,
+        caches: bool = True,
+        **kind: str,
     ) -> None:
         self.engine_id = engine_id
         self.epoch = time.time_ns()
@@ -62,6 +72,8 @@ class FakeEngine(engine_pb2_grpc.EngineServiceServicer):
         self.load = engine_pb2.Load(pages_free=1000)
         self.submits: list[engine_pb2.Submit] = []
         self.cancels: list[int] = []
+        self.choice_cancels: list[tuple[int, int]] = []
+        self.num_hellos = 0
         self.num_credits = 0
         self.num_snapshots = 0
         self.num_written = 0
@@ -72,7 +84,7 @@ class FakeEngine(engine_pb2_grpc.EngineServiceServicer):
             name=model_name,
             revision=model_revision,
             tokenizer_revision=tokenizer_revision,
-            max_model_len=4096,
+            max_model_len=max_model_len,
             vocab_size=512,
             page_size=PAGE_SIZE,
             eos_token_ids=[2],
@@ -80,6 +92,8 @@ class FakeEngine(engine_pb2_grpc.EngineServiceServicer):
         self._root = page_hash.root_hash(
             model_revision=model_revision, tokenizer_revision=tokenizer_revision, page_size=PAGE_SIZE
         )
+        self._caches = caches
+        self._kind = {"backend": "torch", "device": "cpu", "dtype": "float32", "numerics": "exact"} | kind
         self._links: set[_Link] = set()
         self._released = asyncio.Event()
         self._changed = asyncio.Event()
@@ -131,8 +145,10 @@ class FakeEngine(engine_pb2_grpc.EngineServiceServicer):
             try:
                 while True:
                     await asyncio.sleep(_LEASE_PERIOD_S)
-                    with suppress(aioredis.RedisError, OSError):
+                    try:
                         await self._renew(client, keys)
+                    except (aioredis.RedisError, OSError):
+                        heed_cancellation()
             finally:
                 with suppress(aioredis.RedisError, OSError):
                     await client.aclose()
@@ -187,6 +203,7 @@ class FakeEngine(engine_pb2_grpc.EngineServiceServicer):
         link = _Link(write)
         first = await anext(aiter(request_iterator))
         assert first.HasField("hello")
+        self.num_hellos += 1
         welcome = engine_pb2.Welcome(engine=self._info(), load=self.load)
         await write(engine_pb2.LinkResponse(welcome=welcome))
         self._links.add(link)
@@ -209,6 +226,8 @@ class FakeEngine(engine_pb2_grpc.EngineServiceServicer):
                 submit = request.submit
                 self.submits.append(submit)
                 link.tasks[submit.stream_id] = asyncio.create_task(self._run(link, submit))
+            elif kind == "cancel" and request.cancel.choices:
+                await self._cancel_choices(link, request.cancel)
             elif kind == "cancel":
                 self.cancels.append(request.cancel.stream_id)
                 task = link.tasks.pop(request.cancel.stream_id, None)
@@ -219,6 +238,15 @@ class FakeEngine(engine_pb2_grpc.EngineServiceServicer):
                 self.num_credits += 1
             self._changed.set()
 
+    async def _cancel_choices(self, link: _Link, cancel: engine_pb2.Cancel) -> None:
+        link.cancelled.setdefault(cancel.stream_id, set()).update(cancel.choices)
+        self.choice_cancels += [(cancel.stream_id, choice) for choice in cancel.choices]
+        reason = types_pb2.FINISH_REASON_CANCELLED
+        ends = [
+            engine_pb2.ChoiceEnd(stream_id=cancel.stream_id, choice=choice, reason=reason) for choice in cancel.choices
+        ]
+        await link.write(engine_pb2.LinkResponse(step=self._step(ends=ends)))
+
     async def _run(self, link: _Link, submit: engine_pb2.Submit) -> None:
         if self.rejection is not None:
             rejected = engine_pb2.Rejected()
@@ -227,16 +255,20 @@ class FakeEngine(engine_pb2_grpc.EngineServiceServicer):
             await link.write(engine_pb2.LinkResponse(rejected=rejected))
             return
         cached = await self._cache(submit)
-        started = engine_pb2.Started(stream_id=submit.stream_id, cached_tokens=cached)
+        started = engine_pb2.Started(stream_id=submit.stream_id, cached_tokens=cached, queue_ns=5, at_ns=time.time_ns())
         await link.write(engine_pb2.LinkResponse(step=self._step(started=[started])))
         choices = range(submit.sampling.n)
         finished = [index < len(submit.committed) and submit.committed[index].finished for index in choices]
-        outputs = [list(self.script(submit, choice))[: submit.sampling.max_tokens] for choice in choices]
+        room = self._model.max_model_len - len(submit.prompt_token_ids)
+        outputs = [list(self.script(submit, choice))[: min(submit.sampling.max_tokens, room)] for choice in choices]
         positions = [len(submit.committed[index].token_ids) if submit.committed else 0 for index in choices]
         while not all(finished):
-            if not await self._may_go_on(link, submit, min(positions)):
+            running = [position for position, is_over in zip(positions, finished, strict=True) if not is_over]
+            if not await self._may_go_on(link, submit, min(running)):
                 return
             await asyncio.sleep(0)  # one token a turn, as a step gives
+            for choice in link.cancelled.get(submit.stream_id, ()):
+                finished[choice] = True
             await link.write(self._one_step(submit, outputs, positions, finished))
             self.num_written += 1
             self._changed.set()
@@ -322,11 +354,8 @@ class FakeEngine(engine_pb2_grpc.EngineServiceServicer):
             epoch=self.epoch,
             model=self._model,
             num_pages=1000,
-            backend="torch",
-            device="cpu",
-            dtype="float32",
-            numerics="exact",
-            page_hash_root=self._root,
+            **self._kind,
+            page_hash_root=self._root if self._caches else b"",
         )
 
     def _step(self, **fields: Any) -> engine_pb2.StepBatch:

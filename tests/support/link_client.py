@@ -43,8 +43,9 @@ class LinkClient:
     async def submit(self, submit: engine_pb2.Submit) -> None:
         await self.call.write(engine_pb2.LinkRequest(submit=submit))
 
-    async def cancel(self, stream_id: int) -> None:
-        await self.call.write(engine_pb2.LinkRequest(cancel=engine_pb2.Cancel(stream_id=stream_id)))
+    async def cancel(self, stream_id: int, *choices: int) -> None:
+        cancel = engine_pb2.Cancel(stream_id=stream_id, choices=choices)
+        await self.call.write(engine_pb2.LinkRequest(cancel=cancel))
 
     async def credit(self, stream_id: int, tokens: int) -> None:
         message = engine_pb2.Credit(stream_id=stream_id, max_output_tokens=tokens)

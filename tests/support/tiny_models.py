@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 import transformers
-from octavo.page_hash import token_bytes
 from octavo_engine import loading, messages
 from octavo_engine.config import EngineConfig
 from octavo_engine.offline import OfflineEngine, Output
@@ -72,30 +71,6 @@ def engine(directory: Path, **settings: Any) -> OfflineEngine:
         defaults["num_pages"] = 256
     config = EngineConfig(**(defaults | settings))
     return OfflineEngine(config, loading.load(config, lambda _stage, _share: None))
-
-
-def submit(key: int, prompt: list[int], max_tokens: int, **fields: Any) -> messages.Submit:
-    """Return a greedy request that ignores the end of sequence; any field can be set otherwise."""
-    request: dict[str, Any] = {
-        "key": key,
-        "prompt": token_bytes(prompt),
-        "arrival_ns": 0,
-        "deadline_ns": None,
-        "page_hash_root": b"root-of-the-test",
-        "temperature": 0.0,
-        "top_k": 0,
-        "top_p": 1.0,
-        "min_p": 0.0,
-        "seed": 0,
-        "max_tokens": max_tokens,
-        "min_tokens": 0,
-        "stop_token_ids": [],
-        "n": 1,
-        "priority": 0,
-        "committed": [],
-        "finished_choices": [],
-    }
-    return messages.Submit(**(request | fields))
 
 
 def alone(octavo: OfflineEngine, request: messages.Submit) -> Output:

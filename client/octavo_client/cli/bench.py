@@ -1,181 +1,199 @@
-"""`octavo bench`: the engine alone, the engine behind the router, and a peer, interleaved on the same prompts."""
+"""`octavo bench`: how fast this machine serves, beside its own limits and beside peers."""
 
 from __future__ import annotations
 
-import asyncio
-import json
+import enum
 import os
-import statistics
-import sys
-import tempfile
-from collections.abc import AsyncIterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated
 
 import typer
-from octavo.model_directory import DEFAULT_MODEL
-from octavo.workloads import uniform
+from octavo.model_directory import DEFAULT_MODEL, ModelNotFound
 from rich.table import Table
 
-from octavo_client import bench_results
-from octavo_client.bench_results import Result
-from octavo_client.cli.console import Failed, err, out, run
-from octavo_client.client import OctavoClient
-from octavo_client.serving_load import run_closed_loop
-from octavo_client.stack import LocalStack
-from octavo_client.stack_options import StackOptions
+from octavo_client.bench.closed import Closed, ClosedOptions
+from octavo_client.bench.results import Result, ResultFile
+from octavo_client.bench.suite import DEFAULT_SHAPES, TARGETS, Suite, SuiteOptions
+from octavo_client.bench.worker import WorkerFailed
+from octavo_client.cli.console import EXIT_FAILED, Failed, err, out, printable, run
+from octavo_client.cli.local import visible_gpus
+from octavo_client.stack import StackFailed
 
-_LINE_LIMIT: Final = 1 << 20
+_SUITE = "suite gpu"
+_CLOSED = "suite cpu"
+
+
+class SuiteName(enum.StrEnum):
+    """What to run."""
+
+    AUTO = "auto"
+    CPU = "cpu"
+    GPU = "gpu"
 
 
 def bench(
-    concurrency: Annotated[list[int], typer.Option("--concurrency", "-c", help="Requests in flight; repeatable.")] = [  # noqa: B006  # typer reads the default, nobody changes it
-        1,
-        8,
-        32,
-    ],
-    requests: Annotated[int, typer.Option(help="Requests of a run (at most eight per client).")] = 32,
-    prompt_len: Annotated[int, typer.Option(help="Prompt tokens.")] = 128,
-    output_len: Annotated[int, typer.Option(help="Output tokens.")] = 64,
-    repeat: Annotated[int, typer.Option(help="Rounds; the median counts.")] = 3,
-    threads: Annotated[int, typer.Option(help="CPU threads of each contender.")] = os.cpu_count() or 1,
-    numerics: Annotated[list[str], typer.Option(help="exact or fast; repeatable.")] = ["exact", "fast"],  # noqa: B006
-    peer: Annotated[list[str], typer.Option(help="Type that transformers runs in, or none; repeatable.")] = ["float32"],  # noqa: B006
-    serve: Annotated[bool, typer.Option(help="Also measure through the router.")] = True,  # noqa: FBT002
-    model: Annotated[str, typer.Option(help="Model directory or name.")] = DEFAULT_MODEL,
+    *,
+    suite: Annotated[
+        SuiteName, typer.Option(help="cpu: a closed loop beside a peer; gpu: named workloads; auto: what is here.")
+    ] = SuiteName.AUTO,
     output: Annotated[Path | None, typer.Option(help="File of JSON lines to append results to.")] = None,
+    commit: Annotated[str | None, typer.Option(help="Commit to note; default: asks git.", show_default=False)] = None,
+    threads: Annotated[int, typer.Option(help="CPU threads of each contender.")] = os.cpu_count() or 1,
+    numerics: Annotated[
+        list[str] | None, typer.Option(help="exact or fast; repeatable; default: both.", show_default=False)
+    ] = None,
+    concurrency: Annotated[
+        list[int],
+        typer.Option("--concurrency", "-c", help="Requests in flight; repeatable.", rich_help_panel=_CLOSED),
+    ] = [1, 8, 32],  # noqa: B006  # typer reads the default, nobody changes it
+    requests: Annotated[
+        int, typer.Option(help="Requests of a run (at most eight per client).", rich_help_panel=_CLOSED)
+    ] = 32,
+    prompt_len: Annotated[int, typer.Option(help="Prompt tokens.", rich_help_panel=_CLOSED)] = 128,
+    output_len: Annotated[int, typer.Option(help="Output tokens.", rich_help_panel=_CLOSED)] = 64,
+    repeat: Annotated[int, typer.Option(help="Rounds; the median counts.", rich_help_panel=_CLOSED)] = 3,
+    peer: Annotated[
+        list[str],
+        typer.Option(help="Type that transformers runs in, or none; repeatable.", rich_help_panel=_CLOSED),
+    ] = ["float32"],  # noqa: B006
+    serve: Annotated[bool, typer.Option(help="Also measure through the router.", rich_help_panel=_CLOSED)] = True,
+    model: Annotated[str, typer.Option(help="Model directory or name.", rich_help_panel=_CLOSED)] = DEFAULT_MODEL,
+    shape: Annotated[
+        list[str] | None,
+        typer.Option(
+            help=f"Random model, or a model directory; repeatable; default: {' and '.join(DEFAULT_SHAPES)}.",
+            show_default=False,
+            rich_help_panel=_SUITE,
+        ),
+    ] = None,
+    workload: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Such as decode:32:1024 or serve:8; repeatable; default: all.",
+            show_default=False,
+            rich_help_panel=_SUITE,
+        ),
+    ] = None,
+    target: Annotated[
+        list[str] | None,
+        typer.Option(
+            help=f"{' or '.join(TARGETS)}; repeatable; default: both.", show_default=False, rich_help_panel=_SUITE
+        ),
+    ] = None,
+    setting: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=VALUE",
+            help="Setting of the engine; repeatable.",
+            show_default=False,
+            rich_help_panel=_SUITE,
+        ),
+    ] = None,
+    offline_setting: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=VALUE",
+            help="The same for offline runs alone; repeatable.",
+            show_default=False,
+            rich_help_panel=_SUITE,
+        ),
+    ] = None,
+    limit_s: Annotated[
+        float | None,
+        typer.Option(help="Start no workload later than this.", show_default=False, rich_help_panel=_SUITE),
+    ] = None,
 ) -> None:
-    """Measure output tokens per second, prefill included, in a closed loop of clients."""
-    contenders = [f"octavo:{mode}" for mode in numerics] + [
-        f"transformers:{dtype}" for dtype in peer if dtype != "none"
-    ]
-    shape = {"prompt_len": prompt_len, "output_len": output_len}
-    plan = _Plan(model, threads, contenders, concurrency, requests, repeat, serve, shape)
-    results = run(plan.measure())
-    out.print(_table(results, concurrency))
-    if output is not None:
-        bench_results.append(output, results, shape=Path(model).name)
-
-
-class _Plan:
-    """Which runs to make, in which order."""
-
-    def __init__(
-        self,
-        model: str,
-        threads: int,
-        contenders: list[str],
-        concurrency: list[int],
-        requests: int,
-        repeat: int,
-        serve: bool,  # noqa: FBT001  # from the command line
-        shape: Mapping[str, int],
-    ) -> None:
-        self._model, self._threads, self._contenders = model, threads, contenders
-        self._concurrency, self._requests, self._repeat = concurrency, requests, repeat
-        self._serve, self._shape = serve, shape
-
-    async def measure(self) -> list[Result]:
-        """Run everything; contenders take turns within each round, so that a slow minute meets all of them."""
-        async with AsyncExitStack() as stack:
-            err.print("Loading the model for each contender")
-            workers = [
-                await stack.enter_async_context(_worker(self._model, self._threads, each)) for each in self._contenders
-            ]
-            if not self._serve:
-                return await self._rounds(workers, None)
-            with tempfile.TemporaryDirectory(prefix="octavo-bench-") as folder:
-                options = StackOptions(
-                    state_directory=Path(folder), model=self._model, num_engines=1, threads=self._threads
-                )
-                async with LocalStack(options) as served, OctavoClient(served.router.address) as client:
-                    return await self._rounds(workers, client)
-
-    async def _rounds(self, workers: list[_Worker], client: OctavoClient | None) -> list[Result]:
-        results: list[Result] = []
-        for concurrency in self._concurrency:
-            count = max(concurrency, min(self._requests, 8 * concurrency))
-            values: dict[int, list[float]] = {}
-            for turn in range(self._repeat + 1):  # turn 0 warms up
-                # Prompts of their own for each concurrency: what serves is not emptied of prefixes in between.
-                seed = 1000 * concurrency + turn
-                for index, worker in enumerate(workers):
-                    order = {"concurrency": concurrency, "seed": seed, **self._shape}
-                    size = count if turn else min(count, concurrency)
-                    value = await worker.run(order | {"requests": size})
-                    if turn:
-                        values.setdefault(index, []).append(value)
-                        err.print(f"c={concurrency} {self._contenders[index]}: {value:.1f} tok/s")
-                if client is not None:
-                    jobs = uniform(count=count if turn else min(count, concurrency), seed=seed, **self._shape)
-                    value = (await run_closed_loop(client, jobs, concurrency)).tokens_per_s
-                    if turn:
-                        values.setdefault(-1, []).append(value)
-                        err.print(f"c={concurrency} octavo through the router: {value:.1f} tok/s")
-            workload = f"closed:{concurrency}:{self._shape['prompt_len']}:{self._shape['output_len']}"
-            for index, runs in values.items():
-                results.append(self._result(workers[max(index, 0)].facts, workload, runs, served=index < 0))
-        return results
-
-    def _result(self, facts: dict[str, Any], workload: str, runs: list[float], *, served: bool) -> Result:
-        return Result(
-            engine=facts["engine"],
-            variant=facts.get("numerics", facts["dtype"]),
-            target="router" if served else "offline",
-            workload=workload,
-            metric="out_tok_s",
-            value=statistics.median(runs),
-            runs=tuple(runs),
-            details={"dtype": facts["dtype"], "threads": self._threads},
+    """Measure this machine: on a CPU a closed loop beside a peer, on a GPU named workloads beside their floors."""
+    file = None if output is None else ResultFile(output, commit)
+    if suite is SuiteName.GPU or (suite is SuiteName.AUTO and visible_gpus(os.environ, Path("/dev"))):
+        _run_suite(
+            SuiteOptions(
+                shapes=shape or DEFAULT_SHAPES,
+                workloads=workload,
+                numerics=numerics or ("fast", "exact"),
+                targets=_targets(target),
+                settings=_settings(setting),
+                offline_settings=_settings(offline_setting),
+                threads=threads,
+                limit_s=limit_s,
+            ),
+            file,
         )
-
-
-class _Worker:
-    """The process that holds one contender."""
-
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
-        self._process = process
-        self.facts: dict[str, Any] = {}
-
-    async def start(self) -> None:
-        self.facts = (await self._answer())["facts"]
-
-    async def run(self, order: Mapping[str, Any]) -> float:
-        assert self._process.stdin is not None  # noqa: S101  # started with a pipe
-        self._process.stdin.write(json.dumps(order).encode() + b"\n")
-        await self._process.stdin.drain()
-        return float((await self._answer())["tokens_per_s"])
-
-    async def _answer(self) -> dict[str, Any]:
-        assert self._process.stdout is not None  # noqa: S101  # started with a pipe
-        while line := await self._process.stdout.readline():
-            if line.startswith((b'{"facts"', b'{"tokens_per_s"')):
-                answer: dict[str, Any] = json.loads(line)
-                return answer
-        raise Failed("the benchmark's worker ended; its errors stand above")
-
-
-@asynccontextmanager
-async def _worker(model: str, threads: int, contender: str) -> AsyncIterator[_Worker]:
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-P", "-m", "octavo_engine.bench", "--model", model, "--threads", str(threads)),
-        *("--contender", contender),
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        limit=_LINE_LIMIT,
+        return
+    contenders = [f"octavo:{mode}" for mode in numerics or ("exact", "fast")]
+    _run_closed(
+        ClosedOptions(
+            model=model,
+            threads=threads,
+            contenders=contenders + [f"transformers:{dtype}" for dtype in peer if dtype != "none"],
+            concurrency=concurrency,
+            requests=requests,
+            prompt_len=prompt_len,
+            output_len=output_len,
+            repeat=repeat,
+            serve=serve,
+        ),
+        file,
     )
+
+
+def _run_closed(options: ClosedOptions, file: ResultFile | None) -> None:
+    async def measure() -> list[Result]:
+        try:
+            return await Closed(options, _tell).measure()
+        except (ModelNotFound, WorkerFailed, StackFailed) as error:
+            raise Failed(str(error)) from None
+
+    results = run(measure())
+    out.print(_closed_table(results, options.concurrency))
+    if file is not None:
+        file.append(results)
+
+
+def _run_suite(options: SuiteOptions, file: ResultFile | None) -> None:
+    results: list[Result] = []
+
+    def keep(more: Sequence[Result]) -> None:
+        results.extend(more)
+        if file is not None:
+            file.append(more)
+
+    async def measure() -> None:
+        try:
+            await Suite(options, tell=_tell, keep=keep).run()
+        except (ModelNotFound, ValueError) as error:
+            raise Failed(str(error)) from None
+
     try:
-        worker = _Worker(process)
-        await worker.start()
-        yield worker
-    finally:
-        if process.returncode is None:
-            process.kill()
-        await process.wait()
+        run(measure())
+    finally:  # also after Ctrl-C: what was measured counts
+        for shape in dict.fromkeys(result.shape for result in results):
+            out.print(_suite_table(shape, [result for result in results if result.shape == shape]))
+    if any(result.error is not None for result in results):
+        raise typer.Exit(EXIT_FAILED)
 
 
-def _table(results: list[Result], concurrency: list[int]) -> Table:
+def _targets(given: list[str] | None) -> Sequence[str]:
+    for target in given or ():
+        if target not in TARGETS:
+            raise typer.BadParameter(f"no target {target!r}; there are {' and '.join(TARGETS)}")
+    return given or TARGETS
+
+
+def _settings(given: list[str] | None) -> dict[str, str]:
+    pairs = [setting.partition("=") for setting in given or ()]
+    for key, equals, _ in pairs:
+        if not equals:
+            raise typer.BadParameter(f"{key!r} is not of the form KEY=VALUE")
+    return {key: value for key, _, value in pairs}
+
+
+def _tell(line: str) -> None:
+    err.print(printable(line), markup=False, soft_wrap=True)
+
+
+def _closed_table(results: Sequence[Result], concurrency: Sequence[int]) -> Table:
     table = Table("", *(f"c = {each}" for each in concurrency), title="output tokens/s, prefill included (median)")
     rows: dict[str, list[str]] = {}
     for result in results:
@@ -184,3 +202,34 @@ def _table(results: list[Result], concurrency: list[int]) -> Table:
     for name, values in rows.items():
         table.add_row(name, *values)
     return table
+
+
+def _suite_table(shape: str, results: Sequence[Result]) -> Table:
+    """Return a row for each metric; a value stands beside its share of the best possible one."""
+    variants = list(dict.fromkeys(result.variant for result in results))
+    table = Table("workload", "metric", *(f"octavo {each}" for each in variants), "best possible", "peer", title=shape)
+    rows: dict[tuple[str, str, str], list[Result]] = {}
+    for result in results:
+        rows.setdefault((result.target, result.workload, result.metric), []).append(result)
+    for (target, workload, metric), row in rows.items():
+        cells = {result.variant: _cell(result) for result in row}
+        name = f"{workload} ({target})" if workload == "start" else workload
+        floor, peer = row[0].floor, row[0].peer
+        table.add_row(
+            name,
+            metric or "failed",
+            *(cells.get(variant, "") for variant in variants),
+            "" if floor is None else f"{floor:.4g}",
+            "" if peer is None else _share(peer.value, peer.fraction),
+        )
+    return table
+
+
+def _cell(result: Result) -> str:
+    if result.error is not None:
+        return result.error.partition("\n")[0][:60]
+    return _share(result.value, result.fraction)
+
+
+def _share(value: float, fraction: float | None) -> str:
+    return f"{value:.4g}" if fraction is None else f"{value:.4g} ({fraction:.0%})"

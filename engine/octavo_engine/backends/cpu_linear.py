@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from octavo_kernels.cpu.few_rows import LANES, UNROLL, few_rows_product, lay_out
 
+from octavo_engine.backends.ops import NotExact
 from octavo_engine.backends.row_threads import RowThreads
 from octavo_engine.models.weights import Linear
 
@@ -28,10 +29,6 @@ _K_BLOCKS: Final = (1024, 512, 2048, 256, 1 << 30)
 """Lengths at which a library may break its sums along K; the first is what oneDNN does on AVX2."""
 _PROBED_ROWS: Final = (1, 2, 3, 4, 5, 7, 8, 9, 12, 15, 16, 17, 24, 31, 32, 33, 47, 64, 65, 128, 200, 256)
 _LEAST_BLOCKS: Final = 4
-
-
-class NotExact(Exception):
-    """This CPU's matrix products depend on the number of rows; `exact` numerics cannot be had."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

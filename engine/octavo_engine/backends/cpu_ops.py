@@ -137,8 +137,9 @@ class CpuOps:
         self._threads.run(work, len(q), _LEAST_ATTENTION_ROWS)
         return out
 
-    def silu_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
-        """Return silu(gate) * up."""
+    def gated_linear(self, x: torch.Tensor, weight: Any) -> torch.Tensor:
+        """Return silu(gate) * up of [gate | up] = x @ weight.T + bias."""
+        gate_up = self.linear(x, weight)
         out = torch.empty(len(gate_up), self._config.intermediate_size, dtype=self._dtype)
         source, target = _flat(gate_up), _flat(out)
 

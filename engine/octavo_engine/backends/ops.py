@@ -9,6 +9,11 @@ import torch
 from octavo_engine.batch import Batch
 from octavo_engine.models.weights import Linear
 
+
+class NotExact(Exception):
+    """This machine's matrix products depend on the number of rows; `exact` numerics cannot be had."""
+
+
 PreparedLinear = Any
 """A weight as the backend wants it: packed, laid out, on the device."""
 
@@ -59,8 +64,8 @@ class Ops(Protocol):
         """Return the attention output [T, H * D] of q over the pages of each token's sequence."""
         ...
 
-    def silu_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
-        """Return silu(gate) * up of rows [gate | up]: [T, 2F] -> [T, F]."""
+    def gated_linear(self, x: torch.Tensor, weight: PreparedLinear) -> torch.Tensor:
+        """Return silu(gate) * up of [gate | up] = x [T, in] @ weight.T (+ bias): [T, F]."""
         ...
 
     def sample(self, logits: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,41 +1,53 @@
-"""The `triton` backend: Triton kernels over the pages, torch for matrix products. CUDA, or the interpreter in tests."""
+"""The `triton` backend: Triton kernels over the pages. CUDA, or the interpreter in tests."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import torch
 from octavo_kernels.activation import silu_mul
 from octavo_kernels.copy_pages import copy_pages
 from octavo_kernels.decode_attention import decode_workspace_size, paged_decode
 from octavo_kernels.extend_attention import paged_extend
+from octavo_kernels.heuristics import CHUNK
+from octavo_kernels.matmul import matmul, matmul_silu
 from octavo_kernels.norm import add_rmsnorm, rmsnorm
 from octavo_kernels.rope_write import rope_qknorm_write
 from octavo_kernels.sampling import sample, sample_workspace_size
 
-from octavo_engine.backends.cpu_linear import CpuLinear
-from octavo_engine.backends.row_threads import RowThreads
 from octavo_engine.batch import Batch
 from octavo_engine.models.config import ModelConfig
 from octavo_engine.models.rope import cos_sin_table
 from octavo_engine.models.weights import Linear
 
+_FEW_PROGRAMS: Final = ((128, 16), (256, 64))
+"""(tokens a program, for at most so many rows times key/value heads)."""
+
 
 class TritonOps:
-    """Operations of the `triton` backend over one page pool [P, L, 2, K, page_size, D]."""
+    """Operations of the `triton` backend.
 
-    def __init__(self, config: ModelConfig, pool: torch.Tensor, *, max_len: int, max_sequences: int) -> None:
+    Args:
+        config: the model's shape.
+        pool: pages [P, L, 2, K, page_size, D].
+        max_len: most tokens of a sequence.
+        max_sequences: most rows of one step that sample.
+        exact: a row's bits must not depend on the other rows.
+    """
+
+    def __init__(
+        self, config: ModelConfig, pool: torch.Tensor, *, max_len: int, max_sequences: int, exact: bool
+    ) -> None:
+        self._exact = exact
+        self._max_sequences = max_sequences
         self._config = config
         self._pool = pool
         self._dtype, self._device = pool.dtype, pool.device
         self._cos_sin = cos_sin_table(config.rope, config.head_dim, max_len).to(self._device)
         self._scale = config.head_dim**-0.5
-        # Interpreted kernels compute on the CPU; products there must not see their neighbours either.
-        self._on_cpu = (
-            CpuLinear(pool.dtype, exact=True, tiles=True, threads=RowThreads(1)) if pool.device.type == "cpu" else None
-        )
+        self._on_cpu = _cpu_products(pool) if pool.device.type == "cpu" else None
         sizes = (
-            decode_workspace_size(max_sequences, config.num_heads, config.head_dim, max_len + pool.shape[4]),
+            decode_workspace_size(max_sequences, config.num_heads, config.head_dim, max_len + 4 * pool.shape[4]),
             sample_workspace_size(max_sequences, config.vocab_size),
         )
         self._workspace = torch.empty(max(sizes), dtype=torch.float32, device=self._device)
@@ -62,8 +74,11 @@ class TritonOps:
     def linear(self, x: torch.Tensor, weight: Any) -> torch.Tensor:
         """Return x @ weight.T + bias."""
         if self._on_cpu is not None:
-            return self._on_cpu.apply(x, weight)
-        return torch.nn.functional.linear(x, weight.weight, weight.bias)
+            product: torch.Tensor = self._on_cpu.apply(x, weight)
+            return product
+        out = torch.empty(len(x), len(weight.weight), dtype=self._dtype, device=self._device)
+        matmul(x, weight.weight, weight.bias, out, exact=self._exact)
+        return out
 
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """Return the normalized rows."""
@@ -102,22 +117,39 @@ class TritonOps:
         k, v = self._pool[:, layer, 0], self._pool[:, layer, 1]
         split, window = batch.num_decodes, config.windows[layer]
         if split:
+            shared = batch.shared if window == 0 else None
             paged_decode(
                 heads[:split], k, v, batch.block_tables[:split], batch.context_lens[:split], out[:split],
-                self._workspace, scale=self._scale, window=window,
+                self._workspace, scale=self._scale, window=window, plan=shared,
+                chunk=CHUNK if shared else self._decode_chunk(split), exact=self._exact or shared is not None,
             )  # fmt: skip
-        if split < len(batch.context_lens):
+        if batch.chunks is not None:
+            chunks = batch.chunks
             paged_extend(
-                heads[split:], k, v, batch.block_tables[split:], batch.query_start[split:] - split,
-                batch.context_lens[split:], out[split:], scale=self._scale, window=window,
-                max_q_len=batch.max_query_len,
+                heads[split:], k, v, chunks.block_tables, chunks.query_start, chunks.context_lens, out[split:],
+                scale=self._scale, window=window, max_q_len=batch.max_query_len, exact=self._exact,
             )  # fmt: skip
         return out.view(len(q), -1)
 
-    def silu_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
-        """Return silu(gate) * up."""
-        out = torch.empty(len(gate_up), self._config.intermediate_size, dtype=self._dtype, device=self._device)
-        silu_mul(gate_up, out)
+    def _decode_chunk(self, num_rows: int) -> int:
+        """Return the tokens that one program of a decode reads: fewer where few rows would leave the device idle.
+
+        Exact results depend on it, so there it is the same for all.
+        """
+        if self._exact or self._device.type == "cpu":
+            return CHUNK
+        programs = num_rows * self._config.num_kv_heads
+        chunk = next((tokens for tokens, most in _FEW_PROGRAMS if programs <= most), CHUNK)
+        # The workspace is made for the largest batch at the usual length.
+        return chunk if num_rows * CHUNK <= chunk * self._max_sequences else CHUNK
+
+    def gated_linear(self, x: torch.Tensor, weight: Any) -> torch.Tensor:
+        """Return silu(gate) * up of [gate | up] = x @ weight.T + bias."""
+        out = torch.empty(len(x), self._config.intermediate_size, dtype=self._dtype, device=self._device)
+        if self._on_cpu is not None:
+            silu_mul(self._on_cpu.apply(x, weight), out)
+        else:
+            matmul_silu(x, weight.weight, weight.bias, None, out, exact=self._exact)
         return out
 
     def sample(self, logits: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
@@ -132,10 +164,21 @@ class TritonOps:
 
     def copy_pages(self, copies: tuple[tuple[int, int], ...]) -> None:
         """Copy whole pages."""
-        source, destination = (
-            torch.tensor([pair[side] for pair in copies], dtype=torch.int32, device=self._device) for side in (0, 1)
-        )
-        copy_pages(self._pool, source, destination)
+        count = len(copies)
+        pairs = torch.zeros(2, -(-count // 4) * 4, dtype=torch.int32)  # both rows aligned alike
+        pairs[:, :count] = torch.tensor(copies, dtype=torch.int32).T
+        if self._device.type == "cuda":
+            pairs = pairs.pin_memory().to(self._device, non_blocking=True)
+        copy_pages(self._pool, pairs[0, :count], pairs[1, :count])
 
     def close(self) -> None:
         """Nothing to give back."""
+
+
+def _cpu_products(pool: torch.Tensor) -> Any:
+    # Interpreted kernels compute on the CPU; products there must not see their neighbours either. (Numba is not needed
+    # on a GPU, and takes long to import.)
+    from octavo_engine.backends.cpu_linear import CpuLinear  # noqa: PLC0415
+    from octavo_engine.backends.row_threads import RowThreads  # noqa: PLC0415
+
+    return CpuLinear(pool.dtype, exact=True, tiles=True, threads=RowThreads(1))

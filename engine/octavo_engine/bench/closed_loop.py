@@ -6,14 +6,12 @@ import itertools
 import time
 from collections.abc import Iterator, Sequence
 
-from octavo.page_hash import token_bytes
 from octavo.workloads import Job
 
 from octavo_engine import messages
 from octavo_engine.bench.measured import Measured
+from octavo_engine.bench.requests import submit
 from octavo_engine.offline import OfflineEngine
-
-_keys = itertools.count()
 
 
 def run_closed_loop(engine: OfflineEngine, jobs: Sequence[Job], concurrency: int) -> Measured:
@@ -22,7 +20,7 @@ def run_closed_loop(engine: OfflineEngine, jobs: Sequence[Job], concurrency: int
     waiting: Iterator[Job] = iter(jobs)
 
     def next_jobs(count: int) -> list[messages.Submit]:
-        return [_submit(job) for job in itertools.islice(waiting, count)]
+        return [submit(job) for job in itertools.islice(waiting, count)]
 
     def on_frame(frame: messages.StepFrame) -> list[messages.Submit]:
         return next_jobs(len(frame.ends))
@@ -34,25 +32,3 @@ def run_closed_loop(engine: OfflineEngine, jobs: Sequence[Job], concurrency: int
     if tokens != sum(job.max_tokens for job in jobs):
         raise RuntimeError(f"{tokens} output tokens instead of {sum(job.max_tokens for job in jobs)}")
     return Measured(tokens, seconds)
-
-
-def _submit(job: Job) -> messages.Submit:
-    return messages.Submit(
-        key=next(_keys),
-        prompt=token_bytes(job.prompt),
-        arrival_ns=time.monotonic_ns(),
-        deadline_ns=None,
-        page_hash_root=b"octavo-benchmark",
-        temperature=0.0,
-        top_k=0,
-        top_p=1.0,
-        min_p=0.0,
-        seed=0,
-        max_tokens=job.max_tokens,
-        min_tokens=0,
-        stop_token_ids=[],
-        n=1,
-        priority=0,
-        committed=[],
-        finished_choices=[],
-    )

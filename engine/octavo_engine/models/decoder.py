@@ -70,11 +70,12 @@ class Decoder:
             q = ops.rope_write(ops.linear(x, layer.qkv), batch, index, layer.q_norm, layer.k_norm)
             if index == last and not len(batch.sample_tokens):
                 return None  # the last layer's keys and values are written: nothing else of it is needed
-            x = ops.attention(q, batch, index)
-            if index == last and len(batch.sample_tokens) < len(batch.token_ids):
-                x, residual = x[batch.sample_tokens], residual[batch.sample_tokens]
+            rows = batch
+            if index == last and batch.last is not None:
+                rows, q, residual = batch.last, q[batch.sample_tokens], residual[batch.sample_tokens]
+            x = ops.attention(q, rows, index)
             x = ops.add_rms_norm(ops.linear(x, layer.output), residual, layer.post_norm)
-            x = ops.linear(ops.silu_mul(ops.linear(x, layer.gate_up)), layer.down)
+            x = ops.linear(ops.gated_linear(x, layer.gate_up), layer.down)
             norm = self._final_norm if index == last else self._layers[index + 1].input_norm
             x = ops.add_rms_norm(x, residual, norm)
         return ops.linear(x, self._lm_head)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from octavo.random_model import random_seed
 from safetensors import safe_open
 
 from octavo_engine.models.config import ModelConfig, UnsupportedModel
@@ -74,19 +76,41 @@ class SafetensorsFiles:
         return tensor
 
 
-def random_fetch(config: ModelConfig, seed: int = 0) -> Fetch:
-    """Return a source of random weights of a config's shapes (normal, sd 0.02; norms 1), for benchmarks and tests."""
+def open_weights(directory: Path, config: ModelConfig, device: torch.device) -> Fetch:
+    """Return the source of a model directory's tensors.
+
+    Its safetensors, or random numbers drawn on the device if config.json asks for them (`octavo.random_model`).
+
+    Raises:
+        UnsupportedModel: the directory holds neither.
+    """
+    seed = random_seed(directory)
+    return SafetensorsFiles(directory).fetch if seed is None else random_fetch(config, seed, device)
+
+
+def random_fetch(config: ModelConfig, seed: int = 0, device: torch.device | None = None) -> Fetch:
+    """Return a source of random weights of a config's shapes (normal, sd 0.02; norms 1), for benchmarks and tests.
+
+    Args:
+        config: the shapes.
+        seed: the same seed gives the same weights on devices of one kind.
+        device: where they are drawn, the CPU by default; in bfloat16 on a GPU, where billions take a second, and in
+            float32 on a CPU.
+    """
     shapes = dict(_shapes(config))
+    place = torch.device("cpu") if device is None else device
+    dtype = torch.float32 if place.type == "cpu" else torch.bfloat16
 
     def fetch(name: str) -> torch.Tensor | None:
         shape = shapes.get(name)
         if shape is None:
             return None
         if len(shape) == 1 and name.endswith("norm.weight"):
-            return torch.ones(shape)
-        # Each tensor has a generator of its own, so that the order of loading does not matter.
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + sum(name.encode()) * 7919 + len(name))
-        return torch.randn(shape, generator=generator) * 0.02
+            return torch.ones(shape, dtype=dtype, device=place)
+        # Each tensor has a generator of its own, so that the order of loading does not matter. The CPU's generator
+        # reads 32 bits of its seed.
+        generator = torch.Generator(place).manual_seed(zlib.crc32(f"{seed}:{name}".encode()))
+        return torch.randn(shape, generator=generator, dtype=dtype, device=place).mul_(0.02)
 
     return fetch
 
@@ -130,7 +154,7 @@ def _merged(fetch: Fetch, names: list[str]) -> Linear:
     bias = None
     if any(each is not None for each in biases):
         parts = [
-            torch.zeros(weight.shape[0], dtype=weight.dtype) if each is None else each
+            torch.zeros(weight.shape[0], dtype=weight.dtype, device=weight.device) if each is None else each
             for weight, each in zip(weights, biases, strict=True)
         ]
         bias = torch.cat(parts)

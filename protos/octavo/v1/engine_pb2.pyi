@@ -203,7 +203,7 @@ class EngineInfo(google.protobuf.message.Message):
     version: builtins.str
     """Version of the Octavo package."""
     page_hash_root: builtins.bytes
-    """Root of the page-hash chain without a tenant salt, 16 bytes."""
+    """Root of the page-hash chain without a tenant salt, 16 bytes; empty if the engine does not cache prefixes."""
     @property
     def model(self) -> octavo.v1.types_pb2.ModelInfo:
         """The model served."""
@@ -270,7 +270,8 @@ class Submit(google.protobuf.message.Message):
     @property
     def committed(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___CommittedOutput]:
         """Output already given to the client by earlier attempts, one entry per choice; empty for a fresh request. It
-        counts as output for usage, max_tokens, min_tokens and noise positions.
+        counts as output for usage, max_tokens, min_tokens and noise positions. A router sends it only to an engine of the
+        kind (model revision, page size, backend, device, dtype, numerics) that gave it: another goes on with other tokens.
         """
 
     def __init__(
@@ -318,19 +319,27 @@ Global___CommittedOutput: typing_extensions.TypeAlias = CommittedOutput
 
 @typing.final
 class Cancel(google.protobuf.message.Message):
-    """Gives a request up; its pages are free within one step. Unknown ids are ignored."""
+    """Gives a request up, or some of its choices; their pages are free within one step. Unknown ids are ignored, and so are
+    choices that have ended.
+    """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     STREAM_ID_FIELD_NUMBER: builtins.int
+    CHOICES_FIELD_NUMBER: builtins.int
     stream_id: builtins.int
     """The request."""
+    @property
+    def choices(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """Its choices to give up; empty gives up all of them."""
+
     def __init__(
         self,
         *,
         stream_id: builtins.int = ...,
+        choices: collections.abc.Iterable[builtins.int] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["stream_id", b"stream_id"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["choices", b"choices", "stream_id", b"stream_id"]) -> None: ...
 
 Global___Cancel: typing_extensions.TypeAlias = Cancel
 
@@ -433,20 +442,24 @@ class Started(google.protobuf.message.Message):
     STREAM_ID_FIELD_NUMBER: builtins.int
     CACHED_TOKENS_FIELD_NUMBER: builtins.int
     QUEUE_NS_FIELD_NUMBER: builtins.int
+    AT_NS_FIELD_NUMBER: builtins.int
     stream_id: builtins.int
     """The request."""
     cached_tokens: builtins.int
-    """Prompt tokens found in the prefix cache."""
+    """Prompt tokens found in the prefix cache; never more than the prompt has."""
     queue_ns: builtins.int
     """Time from arrival to admission, nanoseconds."""
+    at_ns: builtins.int
+    """When it was admitted, unix nanoseconds."""
     def __init__(
         self,
         *,
         stream_id: builtins.int = ...,
         cached_tokens: builtins.int = ...,
         queue_ns: builtins.int = ...,
+        at_ns: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["cached_tokens", b"cached_tokens", "queue_ns", b"queue_ns", "stream_id", b"stream_id"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["at_ns", b"at_ns", "cached_tokens", b"cached_tokens", "queue_ns", b"queue_ns", "stream_id", b"stream_id"]) -> None: ...
 
 Global___Started: typing_extensions.TypeAlias = Started
 

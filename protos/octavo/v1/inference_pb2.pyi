@@ -277,7 +277,9 @@ class Finished(google.protobuf.message.Message):
 
     @property
     def timing(self) -> octavo.v1.types_pb2.EngineTiming:
-        """Where the time at the (last) engine went; zero where the router ended the request itself (stop string, deadline)."""
+        """Where the time at the (last) engine went. Where the router ended the request itself (stop string, deadline) the times
+        are those up to the last token that it had, and the counts are zero unless another choice brought them.
+        """
 
     def __init__(
         self,

@@ -103,7 +103,7 @@ class SamplingParams(google.protobuf.message.Message):
     temperature: builtins.float
     """Randomness; 0 is greedy. Default 1. Range [0, 100]."""
     top_k: builtins.int
-    """Keep only the k most likely tokens; 0 keeps all. Default 0."""
+    """Keep only the k most likely tokens; 0 keeps all, and so does any number not below the vocabulary size. Default 0."""
     top_p: builtins.float
     """Keep the smallest set of tokens whose probability reaches this. Default 1. Range (0, 1]."""
     min_p: builtins.float
@@ -120,7 +120,9 @@ class SamplingParams(google.protobuf.message.Message):
     """Number of independent choices made from one prefill. Default 1, at most 8. Choice i uses seed + i."""
     @property
     def stop_token_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
-        """Token ids that end the output besides the model's own end-of-sequence ids. The id itself is part of the usage."""
+        """Token ids that end the output besides the model's own end-of-sequence ids. The id itself is part of the usage. At
+        most 128.
+        """
 
     @property
     def stop(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
@@ -164,7 +166,9 @@ class Usage(google.protobuf.message.Message):
     prompt_tokens: builtins.int
     """Prompt tokens, without any committed output."""
     cached_tokens: builtins.int
-    """Prompt tokens whose keys and values came from the prefix cache; a multiple of the page size."""
+    """Prompt tokens whose keys and values came from the prefix cache: whole pages, or all of the prompt where a resumed
+    request found pages of its output as well.
+    """
     output_tokens: builtins.int
     """Output tokens."""
     def __init__(

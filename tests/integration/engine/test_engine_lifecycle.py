@@ -204,7 +204,7 @@ async def test_admin_flush_drops_the_cached_pages_and_an_engine_knows_no_others(
         assert (await stub.Describe(engine_pb2.DescribeRequest())).load.pages_cached == 0
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await admin.ListEngines(admin_pb2.ListEnginesRequest())
-        assert refused.value.code() == grpc.StatusCode.UNIMPLEMENTED
+        assert (refused.value.code(), reason_of(refused.value)) == (grpc.StatusCode.UNIMPLEMENTED, "not_a_router")
 
 
 async def test_direct_generate_streams_tokens_and_an_end(stub: Stub) -> None:
@@ -318,3 +318,50 @@ async def test_the_ready_file_tells_the_addresses_and_the_end_of_standard_input_
     assert ready["address"] == engine.address
     assert ready["pid"] == engine.process.pid
     assert set(ready) == {"address", "admin_address", "metrics_address", "pid"}
+
+
+async def test_sigterm_does_not_wait_behind_an_admin_drain() -> None:
+    async with running_engine("--drain-grace-s", "0") as engine, open_link(engine.stub()) as link:
+        await link.submit(a_submit(1, max_tokens=ENDLESS))
+        await link.credit(1, 10)
+        await link.until(lambda: link.tokens[1, 0])
+        drain = engine.admin().Drain(admin_pb2.DrainRequest(grace_ms=3_600_000))
+        await engine.logged("engine_draining")
+
+        engine.process.send_signal(signal.SIGTERM)
+
+        assert (await link.ended(1)).reason == types_pb2.FINISH_REASON_HANDOFF
+        assert (await drain).num_handed_over == 1
+        assert await engine.wait() == 0
+
+
+async def test_an_engine_that_is_told_to_drain_while_it_loads_takes_nothing(tmp_path: Path) -> None:
+    load = Gate(tmp_path / "load")
+    engine = await EngineProcess.start(env={"OCTAVO_FAKE_LOAD_GATE": str(load.path)})
+    try:
+        admin_address = (await engine.logged("engine_bound"))["admin_address"]
+        await engine.logged("model_loading", stage="load weights")
+        admin = admin_pb2_grpc.AdminServiceStub(engine.channel(admin_address))
+        await admin.Drain(admin_pb2.DrainRequest())
+        load.let_pass()
+        await engine.serving()
+
+        async with open_link(engine.stub()) as link:
+            await link.submit(a_submit(1))
+            assert (await link.rejected()).reason == "draining"
+        assert await health(engine, READINESS) == NOT_SERVING
+    finally:
+        load.close()
+        await engine.close()
+
+
+async def test_an_engine_without_prefix_caching_reuses_nothing_and_says_so() -> None:
+    async with running_engine("--no-prefix-caching") as engine, open_link(engine.stub()) as link:
+        prompt = list(range(100, 164))
+        await link.submit(a_submit(1, prompt))
+        await link.ended(1)
+        await link.submit(a_submit(2, prompt))
+
+        assert (await link.ended(2)).usage.cached_tokens == 0
+        assert link.messages[0].welcome.engine.page_hash_root == b""
+        assert not (await engine.stub().PageSnapshot(engine_pb2.PageSnapshotRequest())).hashes

@@ -276,3 +276,21 @@ async def test_a_second_hello_ends_the_link(stub: Stub) -> None:
 
     assert error is not None
     assert error.code() == grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_a_cancelled_choice_ends_alone(gated_stub: Stub, steps: Gate) -> None:
+    async with open_link(gated_stub) as link:
+        submit = a_submit(max_tokens=8)
+        submit.sampling.n = 2
+        await link.submit(submit)
+        steps.let_pass(4)
+        await link.until(lambda: len(link.tokens[1, 1]) == 3)
+
+        await link.cancel(1, 1)
+        await all_arrived(link)
+        steps.let_pass(100)
+
+        assert (await link.ended(1, 1)).reason == types_pb2.FINISH_REASON_CANCELLED
+        assert (await link.ended(1, 0)).reason == types_pb2.FINISH_REASON_LENGTH
+        assert link.tokens[1, 0] == expected_tokens([11, 12, 13], 8)
+        assert len(link.tokens[1, 1]) == 4, "the step in flight gave it one more"

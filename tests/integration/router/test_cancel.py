@@ -5,6 +5,7 @@ from contextlib import suppress
 
 import grpc
 from octavo.v1 import types_pb2
+from octavo_router.tokenizer import Tokenizer
 from support.router_client import request
 
 
@@ -53,3 +54,24 @@ async def test_longest_deadline_of_the_router_ends_the_choice(new_engine, new_ro
     assert len(answer.token_ids[0]) == 3
     assert answer.finished[0].reason == types_pb2.FINISH_REASON_DEADLINE
     await engine.until(lambda: len(engine.cancels) == 1, 1.0)
+
+
+async def test_choice_that_met_its_stop_string_is_cancelled_alone(new_engine, new_router, model_directory):
+    tokenizer = Tokenizer(model_directory)
+    engine = await new_engine("e1")
+    router = await new_router(engine)
+    fox, dog = tokenizer.encode_text("the quick brown fox jumps over"), [60 + index for index in range(30)]
+    engine.script = lambda _submit, choice: [*fox, *dog] if choice == 0 else dog
+    engine.hold_at = 25
+    answering = asyncio.ensure_future(router.generate(max_tokens=30, n=2, stop=["brown fox"]))
+    await engine.until(lambda: engine.choice_cancels)
+    assert engine.choice_cancels == [(engine.submits[0].stream_id, 0)]
+    engine.release()
+    answer = await answering
+    assert answer.text[0] == "the quick "
+    assert answer.token_ids[1] == dog
+    assert {finished.index: finished.reason for finished in answer.finished} == {
+        0: types_pb2.FINISH_REASON_STOP,
+        1: types_pb2.FINISH_REASON_LENGTH,
+    }
+    assert engine.cancels == [], "the request has ended by itself"

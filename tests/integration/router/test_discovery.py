@@ -152,3 +152,33 @@ async def test_engine_with_another_tokenizer_or_model_gets_nothing(new_engine, n
         await engine.until(lambda engine=engine: engine.num_links == 0)
     answers = [await router.generate([30 + index] * 9) for index in range(4)]
     assert {answer.accepted.engine_id for answer in answers} == {"e1"}
+
+
+async def test_engine_whose_lease_names_another_model_is_not_dialled(valkey, new_engine, new_router):
+    other, ours = await new_engine("e1", model_name="other"), await new_engine("e2")
+    await other.announce(valkey.connection_url, PREFIX)
+    await ours.announce(valkey.connection_url, PREFIX)
+    router = await redis_router(new_router, valkey)
+    await router.serving("e2")
+    assert [link.address for link in router.router.fleet.links] == [ours.address]
+    assert other.num_hellos == 0
+
+
+async def test_engine_that_comes_back_with_another_model_is_dialled_no_more(valkey, new_engine, new_router):
+    engine = await new_engine("e1")
+    await engine.announce(valkey.connection_url, PREFIX)
+    router = await redis_router(new_router, valkey)
+    await router.serving("e1")
+    await engine.kill()
+    again = await new_engine("e1", model_name="other")
+    await again.announce(valkey.connection_url, PREFIX)
+    await router.until(lambda: not router.router.fleet.links)
+    assert again.num_hellos == 0
+
+
+async def test_engine_that_caches_nothing_is_thought_to_hold_nothing(new_engine, new_router):
+    engine = await new_engine("e1", caches=False)
+    router = await new_router(engine)
+    prompt = [22] * (4 * PAGE_SIZE)
+    answers = [await router.generate(prompt) for _ in range(2)]
+    assert [answer.accepted.matched_pages for answer in answers] == [0, 0]

@@ -6,7 +6,7 @@ import grpc
 import pytest
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
-from octavo.v1 import engine_pb2, inference_pb2, types_pb2
+from octavo.v1 import admin_pb2, engine_pb2, inference_pb2, types_pb2
 from support.router_client import request
 
 
@@ -29,7 +29,6 @@ INVALID = {
     "sampling.temperature": {"temperature": math.nan},
     "sampling.top_p": {"top_p": 0.0},
     "sampling.min_p": {"min_p": math.inf},
-    "sampling.top_k": {"top_k": 513},
     "sampling.min_tokens": {"min_tokens": 9},
     "sampling.stop_token_ids": {"stop_token_ids": [512]},
     "sampling.stop": {"stop": ["x" * 129]},
@@ -164,3 +163,17 @@ async def test_tokenize_and_list_models(new_engine, new_router):
     models = (await router.inference.ListModels(inference_pb2.ListModelsRequest())).models
     assert [(model.name, model.revision) for model in models] == [("tiny", "r1")]
     assert isinstance(models[0], types_pb2.ModelInfo)
+
+
+async def test_top_k_beyond_the_vocabulary_keeps_all(new_engine, new_router):
+    engine = await new_engine("e1")
+    router = await new_router(engine)
+    await router.generate(top_k=1_000_000)
+    assert len(engine.submits) == 1
+
+
+async def test_method_that_a_router_does_not_have_is_refused_with_a_reason(new_router):
+    router = await new_router()
+    code, details = await status_of(router.admin.FlushPrefixCache(admin_pb2.FlushPrefixCacheRequest()))
+    assert code is grpc.StatusCode.UNIMPLEMENTED
+    assert details["ErrorInfo"].reason == "not_an_engine"

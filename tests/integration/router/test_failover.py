@@ -4,8 +4,9 @@ import asyncio
 
 import grpc
 import pytest
+from octavo.errors import from_rpc_error
 from octavo.v1 import engine_pb2, types_pb2
-from support.fake_engine import count_up
+from support.fake_engine import PAGE_SIZE, count_up
 from support.router_client import Answer, request
 
 PROMPT = [30, 31, 32, 33] * 4
@@ -203,3 +204,108 @@ async def test_engine_that_was_draining_at_the_welcome_gets_nothing(new_engine, 
     await router.until(lambda: len(router.router.fleet.engines) == 2)
     answers = [await router.generate([50 + index] * 9) for index in range(4)]
     assert {answer.accepted.engine_id for answer in answers} == {"e2"}
+
+
+OTHER_KINDS = [
+    {"model_revision": "r2"},
+    {"numerics": "fast"},
+    {"dtype": "bfloat16"},
+    {"backend": "triton"},
+    {"device": "cuda"},
+]
+
+
+@pytest.mark.parametrize("other_kind", OTHER_KINDS)
+async def test_stream_ends_with_a_typed_error_when_only_another_kind_of_engine_is_left(
+    other_kind, new_engine, new_router
+):
+    engines = [await new_engine("e1"), await new_engine("e2", **other_kind)]
+    router = await new_router(*engines, move_wait_s=0.1)
+    call, answer, home, other = await streaming_from(router, engines, max_tokens=20)
+    other.release()
+    await home.kill()
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await rest_of(call, answer)
+    error = from_rpc_error(caught.value)
+    assert (error.code, error.reason) == (grpc.StatusCode.UNAVAILABLE, "no_engine_of_kind")
+    assert error.retry_after_s > 0
+    assert other.submits == []
+
+
+async def test_stream_goes_on_at_the_engine_of_its_kind(new_engine, new_router):
+    engines = [await new_engine("e1"), await new_engine("e2"), await new_engine("e3", numerics="fast")]
+    engines[2].load.draining = True
+    router = await new_router(*engines[:2], engines=",".join(engine.address for engine in engines))
+    await router.until(lambda: len(router.router.fleet.engines) == 3)
+    call, answer, home, _ = await streaming_from(router, engines[:2], max_tokens=20)
+    other = engines[0] if home is engines[1] else engines[1]
+    other.load.waiting_tokens = 1_000_000  # so that only its kind speaks for it
+    engines[2].load.draining = False
+    known = router.router.fleet.engine(other.engine_id).load
+    await router.until(lambda: known.report.waiting_tokens)
+    await router.serving("e1", "e2", "e3")
+    other.release()
+    await home.kill()
+    await rest_of(call, answer)
+    assert answer.token_ids[0] == list(count_up()(home.submits[0], 0))
+    assert answer.finished[0].engine_id == other.engine_id
+    assert engines[2].submits == []
+
+
+async def test_request_without_output_starts_again_at_an_engine_of_another_kind(new_engine, new_router):
+    engines = [await new_engine("e1"), await new_engine("e2", model_revision="r2", numerics="fast")]
+    router = await new_router(*engines)
+    for engine in engines:
+        engine.hold_at = 0
+    call = router.inference.Generate(request(PROMPT, max_tokens=20), timeout=20)
+    answer = Answer()
+    answer.add(await call.read())
+    home, other = engines if answer.accepted.engine_id == "e1" else engines[::-1]
+    await home.until(lambda: len(home.submits) == 1)
+    other.release()
+    await home.kill()
+    await rest_of(call, answer)
+    assert len(answer.token_ids[0]) == 20
+    assert answer.finished[0].engine_id == other.engine_id
+
+
+async def test_engine_that_sends_torn_columns_loses_its_requests(two, new_router):
+    router = await new_router(*two)
+    call, answer, home, other = await streaming_from(router, two, max_tokens=20)
+    whole = home._one_step
+
+    def torn(*args):
+        message = whole(*args)
+        del message.step.positions[-1:]
+        return message
+
+    home._one_step = torn
+    home.release()
+    other.release()
+    await rest_of(call, answer)
+    assert answer.token_ids[0] == list(count_up()(home.submits[0], 0))
+    assert answer.finished[0].engine_id == other.engine_id
+
+
+async def test_deadline_that_passes_while_a_refused_move_waits_ends_the_request(new_engine, new_router):
+    engine = await new_engine("e1")
+    router = await new_router(engine, max_timeout_s=0.5)
+    engine.end_with = types_pb2.FINISH_REASON_ERROR
+    call, answer, _, _ = await streaming_from(router, [engine], max_tokens=20)
+    engine.rejection = engine_pb2.Rejected(code=8, reason="queue_full", message="full", retry_after_ms=60_000)
+    engine.release()
+    await rest_of(call, answer)
+    assert answer.finished[0].reason == types_pb2.FINISH_REASON_DEADLINE
+    assert len(engine.submits) == 2, "nothing is sent for a request that is over"
+
+
+async def test_usage_never_counts_more_cached_tokens_than_the_prompt_has(new_engine, new_router):
+    engine = await new_engine("e1")
+    router = await new_router(engine)
+
+    async def cached(submit):
+        return len(submit.prompt_token_ids) + PAGE_SIZE
+
+    engine._cache = cached
+    answer = await router.generate(PROMPT)
+    assert answer.finished[0].usage.cached_tokens == len(PROMPT)

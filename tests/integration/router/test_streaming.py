@@ -80,6 +80,10 @@ async def test_stop_string_ends_the_choice_without_leaking(new_engine, new_route
     assert answer.finished[0].reason == types_pb2.FINISH_REASON_STOP
     assert answer.finished[0].stopped_by == "brown fox"
     assert answer.finished[0].usage.output_tokens == len(answer.token_ids[0])
+    timing = answer.finished[0].timing
+    assert timing.queue_ns == 5
+    assert timing.prefill_ns > 0
+    assert timing.decode_ns > 0
     await engine.until(lambda: len(engine.cancels) == 1)
 
 

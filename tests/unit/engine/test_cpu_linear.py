@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 from octavo_engine.backends import cpu_linear
-from octavo_engine.backends.cpu_linear import CpuLinear, NotExact
+from octavo_engine.backends.cpu_linear import CpuLinear
+from octavo_engine.backends.ops import NotExact
 from octavo_engine.backends.row_threads import RowThreads
 from octavo_engine.models.weights import Linear
 

@@ -1,16 +1,18 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+import gc
+import weakref
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from octavo.page_hash import token_bytes
-from octavo_engine import messages
+from octavo_engine import messages, step_loop
 from octavo_engine.budget import StepBudget
 from octavo_engine.pages import PagePool
 from octavo_engine.scheduler import Scheduler, SchedulerConfig
 from octavo_engine.sequence import FinishReason, Sampled, StepPlan
-from octavo_engine.step_loop import BEAT_S, STEP_FAILED, StepLoop, StepLoopFailed
+from octavo_engine.step_loop import BEAT_S, QUIET_S, STEP_FAILED, StepLoop, StepLoopFailed
+from support.core_submit import submit
 from support.fake_core import POISON, FakeRunner, FakeStep, expected_tokens
 
 
@@ -52,31 +54,6 @@ class Script:
         return {end.key: end for frame in self.frames for end in frame.ends}
 
 
-def a_submit(key: int, prompt: list[int] | None = None, max_tokens: int = 3, **fields: Any) -> messages.Submit:
-    return messages.Submit(
-        **{
-            "key": key,
-            "prompt": token_bytes(prompt or [11, 12]),
-            "arrival_ns": 0,
-            "deadline_ns": None,
-            "page_hash_root": b"root",
-            "temperature": 0.0,
-            "top_k": 0,
-            "top_p": 1.0,
-            "min_p": 0.0,
-            "seed": 0,
-            "max_tokens": max_tokens,
-            "min_tokens": 0,
-            "stop_token_ids": [],
-            "n": 1,
-            "priority": 0,
-            "committed": [],
-            "finished_choices": [],
-        }
-        | fields
-    )
-
-
 def a_scheduler() -> Scheduler:
     config = SchedulerConfig(max_sequences=8, max_model_len=100)
     return Scheduler(config, PagePool(num_pages=40, page_size=4), StepBudget(max_step_tokens=64))
@@ -102,7 +79,7 @@ def run(script: Script, runner: Any = None) -> Scheduler:
 
 @pytest.mark.parametrize("depth", [1, 2])
 def test_requests_run_to_their_end_whatever_the_depth(depth: int) -> None:
-    script = Script([a_submit(1), a_submit(2, [21, 22, 23], 5)], [a_submit(3, [31], 1)])
+    script = Script([submit(1), submit(2, [21, 22, 23], 5)], [submit(3, [31], 1)])
 
     scheduler = run(script, FakeRunner(None, depth))
 
@@ -126,13 +103,32 @@ def test_depth_2_launches_a_step_before_the_one_before_is_read() -> None:
             log.append(f"launch {plan.step_id}")
             return Step(plan, None)
 
-    run(Script([a_submit(1, max_tokens=3)]), Runner(None, depth=2))
+    run(Script([submit(1, max_tokens=3)]), Runner(None, depth=2))
 
     assert log == ["launch 1", "launch 2", "read 1", "launch 3", "read 2", "read 3"]
 
 
+def test_a_burst_that_finds_the_device_idle_is_taken_in_two_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(step_loop, "_FIRST_TOKENS", 4)
+    keys: list[list[int]] = []
+
+    class Runner(FakeRunner):
+        def launch(self, plan: StepPlan) -> FakeStep:
+            keys.append([row.sequence.request.key for row in plan.rows])
+            return super().launch(plan)
+
+    script = Script(
+        [submit(1, [11, 12]), submit(2, [13, 14]), submit(3, [15, 16]), messages.Cancel(2), submit(4, [17])]
+    )
+    run(script, Runner(None, depth=2))
+
+    assert [sorted(step) for step in keys[:2]] == [[1, 2], [1, 3, 4]]
+    assert script.ends[2].reason == FinishReason.CANCELLED
+    assert {script.ends[key].reason for key in (1, 3, 4)} == {FinishReason.LENGTH}
+
+
 def test_frames_are_numbered_and_count_the_submits_taken() -> None:
-    script = Script([a_submit(1)], [a_submit(2)])
+    script = Script([submit(1)], [submit(2)])
     run(script)
 
     assert [frame.step_id for frame in script.frames] == list(range(1, len(script.frames) + 1))
@@ -140,18 +136,18 @@ def test_frames_are_numbered_and_count_the_submits_taken() -> None:
     assert script.frames[-1].load.num_taken == 2
 
 
-def test_the_loop_waits_without_end_only_when_nothing_is_there() -> None:
-    script = Script([a_submit(1, max_tokens=20), messages.Credit(1, 2)], [], [], [], [messages.Cancel(1)])
+def test_the_loop_waits_long_only_when_nothing_is_there() -> None:
+    script = Script([submit(1, max_tokens=20), messages.Credit(1, 2)], [], [], [], [messages.Cancel(1)])
     run(script)
 
     assert script.waits[0] is None, "before the first request"
     assert script.waits[1] == BEAT_S, "the request is paused: the front must hear that the core lives"
-    assert script.waits[-1] is None, "after the cancel"
+    assert script.waits[-1] == QUIET_S, "after the cancel: if nothing comes soon, it is time to tidy up"
     assert script.ends[1].reason == FinishReason.CANCELLED
 
 
 def test_a_paused_request_ends_at_its_deadline() -> None:
-    script = Script([a_submit(1, max_tokens=20, deadline_ns=30_000_000), messages.Credit(1, 2)], *[[]] * 40)
+    script = Script([submit(1, max_tokens=20, deadline_ns=30_000_000), messages.Credit(1, 2)], *[[]] * 40)
     run(script)
 
     assert script.ends[1].reason == FinishReason.DEADLINE
@@ -159,7 +155,7 @@ def test_a_paused_request_ends_at_its_deadline() -> None:
 
 
 def test_a_request_that_the_scheduler_refuses_ends_with_its_reason() -> None:
-    script = Script([a_submit(1, [5] * 200, n=2)])
+    script = Script([submit(1, [5] * 200, n=2)])
     run(script)
 
     ends = [end for frame in script.frames for end in frame.ends]
@@ -172,7 +168,7 @@ def test_a_request_that_the_scheduler_refuses_ends_with_its_reason() -> None:
 
 @pytest.mark.parametrize("depth", [1, 2])
 def test_a_step_that_raises_ends_its_requests_and_later_ones_run(depth: int) -> None:
-    script = Script([a_submit(1, [POISON]), a_submit(2)], [], [], [], [a_submit(3)])
+    script = Script([submit(1, [POISON]), submit(2)], [], [], [], [submit(3)])
 
     scheduler = run(script, FakeRunner(None, depth))
 
@@ -190,7 +186,7 @@ def test_a_launch_that_raises_ends_the_steps_in_flight_too() -> None:
                 raise RuntimeError("broken")
             return super().launch(plan)
 
-    script = Script([a_submit(1)], [], [], [a_submit(2)])
+    script = Script([submit(1)], [], [], [submit(2)])
     run(script, Runner(None, depth=2))
 
     assert script.ends[1].error == STEP_FAILED
@@ -198,7 +194,7 @@ def test_a_launch_that_raises_ends_the_steps_in_flight_too() -> None:
 
 
 def test_failure_after_failure_ends_the_loop() -> None:
-    script = Script(*[[a_submit(key, [POISON])] for key in range(1, 5)])
+    script = Script(*[[submit(key, [POISON])] for key in range(1, 5)])
 
     with pytest.raises(StepLoopFailed):
         run(script)
@@ -220,7 +216,7 @@ def test_a_lost_device_ends_the_loop_at_once(error: Exception) -> None:
             raise error
 
     with pytest.raises(StepLoopFailed):
-        run(Script([a_submit(1)]), Runner(None, depth=1))
+        run(Script([submit(1)]), Runner(None, depth=1))
 
 
 def test_a_lack_of_memory_is_not_a_lost_device() -> None:
@@ -230,23 +226,79 @@ def test_a_lack_of_memory_is_not_a_lost_device() -> None:
                 raise type("OutOfMemoryError", (RuntimeError,), {})("CUDA error: out of memory")
             return super().launch(plan)
 
-    script = Script([a_submit(1)], [], [a_submit(2)])
+    script = Script([submit(1)], [], [submit(2)])
     run(script, Runner(None, depth=1))
 
     assert script.tokens(2) == expected_tokens([11, 12], 3)
 
 
 def test_hand_off_ends_every_request() -> None:
-    script = Script([a_submit(1, max_tokens=50), a_submit(2, max_tokens=50)], [], [messages.HandOff()])
+    script = Script([submit(1, max_tokens=50), submit(2, max_tokens=50)], [], [messages.HandOff()])
     run(script)
 
     assert {end.reason for end in script.ends.values()} == {FinishReason.HANDOFF}
 
 
 def test_flush_answers_with_the_pages_dropped() -> None:
-    script = Script([a_submit(1, list(range(10, 22)), 1)], [], [], [messages.Flush()], [messages.Flush()])
+    script = Script([submit(1, list(range(10, 22)), 1)], [], [], [messages.Flush()], [messages.Flush()])
     run(script)
 
     assert script.flushed == [3, 0]
     assert sum(len(frame.pages_stored) for frame in script.frames) == 3
     assert sum(len(frame.pages_evicted) for frame in script.frames) == 3
+
+
+def test_cancel_of_a_choice_lets_the_others_run() -> None:
+    script = Script([submit(1, n=2, max_tokens=4)], [], [], [messages.Cancel(1, (1,))])
+    run(script)
+
+    ends = [(end.choice, end.reason, end.last) for frame in script.frames for end in frame.ends]
+    assert ends == [(1, FinishReason.CANCELLED, False), (0, FinishReason.LENGTH, True)]
+
+
+class Leaver:
+    """Garbage that only a full collection finds, once an earlier one has found it in use."""
+
+    def __init__(self) -> None:
+        self.itself = self
+
+
+@pytest.fixture
+def no_collector() -> Iterator[None]:
+    """The core's own way: it collects when it decides to."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("no_collector")
+def test_an_idle_loop_collects_all_garbage_once_nothing_has_come_for_a_while() -> None:
+    leaver = Leaver()
+    for generation in (0, 1):
+        gc.collect(generation)  # ages it
+    remains = weakref.ref(leaver)
+    del leaver
+    seen: list[tuple[float | None, bool]] = []
+
+    def note() -> list[messages.Command]:
+        seen.append((script.waits[-1], remains() is not None))
+        return []
+
+    script = Script([submit(1)], *[note] * 9)
+    run(script)
+
+    assert script.waits[:3] == [None, QUIET_S, None]
+    assert (QUIET_S, True) in seen
+    assert seen[-1] == (None, False)
+
+
+@pytest.mark.usefixtures("no_collector")
+def test_steps_leave_nothing_that_needs_a_collector(monkeypatch: pytest.MonkeyPatch) -> None:
+    script = Script([submit(key, [10 + key, 20], 6, n=1 + key % 3) for key in range(1, 30)])
+    with monkeypatch.context() as patch:
+        patch.setattr(gc, "collect", lambda _generation=2: 0)
+        run(script)
+
+    assert len(script.ends) == 29
+    assert gc.collect() == 0

@@ -264,3 +264,33 @@ async def test_load_counts_what_is_still_on_its_way_to_the_core() -> None:
 
     assert (before.num_waiting, before.waiting_tokens) == (2, 70)
     assert (after.num_waiting, after.waiting_tokens, after.num_running) == (1, 50, 1)
+
+
+async def test_only_open_choices_of_a_request_are_cancelled() -> None:
+    b = Board()
+    key = b.key(b.first, 1)
+    b.board.submit(b.first, a_submit(1, n=3))
+    b.board.take_step(a_frame(ends=[an_end(key, 1, last=False)]))
+
+    b.board.cancel(b.first, 1, [2, 1, 7])
+    b.board.cancel(b.first, 1, [1])
+    b.board.cancel(b.first, 1)
+
+    assert b.core.commands[1:] == [messages.Cancel(key, (2,)), messages.Cancel(key)]
+
+
+async def test_a_start_tells_when_it_was() -> None:
+    b = Board()
+    b.board.submit(b.first, a_submit(1))
+    b.board.take_step(a_frame(started=[messages.StartedEvent(b.key(b.first, 1), 0, 70)]))
+
+    assert b.first.received[0].step.started[0].at_ns == 1_000_070
+
+
+async def test_a_switchboard_that_refuses_before_it_opens_takes_nothing() -> None:
+    board = Switchboard(clock=CLOCK, max_waiting=1, max_waiting_tokens=1)
+    board.refuse(Unavailable("draining", "draining"))
+    board.open(RecordingCore(), Validator(FACTS))
+
+    with pytest.raises(Unavailable, match="draining"):
+        board.submit(RecordingReader(), a_submit(1))

@@ -135,18 +135,18 @@ BROKEN: list[tuple[str, str, Callable[[engine_pb2.Submit], object]]] = [
     ("invalid_cache_salt", "cache_salt", lambda s: setattr(s, "cache_salt", b"x" * 65)),
     ("invalid_priority", "priority", lambda s: setattr(s, "priority", 9)),
     ("invalid_timeout", "timeout_ms", lambda s: setattr(s, "timeout_ms", 2**32 - 1)),
-    ("too_many_choices", "sampling.n", lambda s: setattr(s.sampling, "n", 9)),
-    ("out_of_range", "sampling.temperature", lambda s: setattr(s.sampling, "temperature", math.nan)),
-    ("out_of_range", "sampling.temperature", lambda s: setattr(s.sampling, "temperature", math.inf)),
-    ("out_of_range", "sampling.temperature", lambda s: setattr(s.sampling, "temperature", -0.1)),
-    ("out_of_range", "sampling.temperature", lambda s: setattr(s.sampling, "temperature", 101)),
-    ("out_of_range", "sampling.top_p", lambda s: setattr(s.sampling, "top_p", 0)),
-    ("out_of_range", "sampling.top_p", lambda s: setattr(s.sampling, "top_p", 1.5)),
-    ("out_of_range", "sampling.min_p", lambda s: setattr(s.sampling, "min_p", math.nan)),
+    ("invalid_sampling", "sampling.n", lambda s: setattr(s.sampling, "n", 9)),
+    ("invalid_sampling", "sampling.temperature", lambda s: setattr(s.sampling, "temperature", math.nan)),
+    ("invalid_sampling", "sampling.temperature", lambda s: setattr(s.sampling, "temperature", math.inf)),
+    ("invalid_sampling", "sampling.temperature", lambda s: setattr(s.sampling, "temperature", -0.1)),
+    ("invalid_sampling", "sampling.temperature", lambda s: setattr(s.sampling, "temperature", 101)),
+    ("invalid_sampling", "sampling.top_p", lambda s: setattr(s.sampling, "top_p", 0)),
+    ("invalid_sampling", "sampling.top_p", lambda s: setattr(s.sampling, "top_p", 1.5)),
+    ("invalid_sampling", "sampling.min_p", lambda s: setattr(s.sampling, "min_p", math.nan)),
     ("missing_seed", "sampling.seed", lambda s: s.sampling.ClearField("seed")),
-    ("out_of_range", "sampling.min_tokens", lambda s: s.sampling.MergeFrom(types_pb2.SamplingParams(min_tokens=5, max_tokens=4))),
-    ("too_many_stop_tokens", "sampling.stop_token_ids", lambda s: s.sampling.stop_token_ids.extend([1] * 129)),
-    ("invalid_token_id", "sampling.stop_token_ids", lambda s: s.sampling.stop_token_ids.append(50)),
+    ("invalid_sampling", "sampling.min_tokens", lambda s: s.sampling.MergeFrom(types_pb2.SamplingParams(min_tokens=5, max_tokens=4))),
+    ("invalid_sampling", "sampling.stop_token_ids", lambda s: s.sampling.stop_token_ids.extend([1] * 129)),
+    ("invalid_sampling", "sampling.stop_token_ids", lambda s: s.sampling.stop_token_ids.append(50)),
     ("invalid_committed", "committed", _committed(1, 1)),
     ("nothing_to_resume", "committed", _committed(1, finished=True)),
     ("committed_too_long", "committed[0].token_ids", _committed(78)),
@@ -166,3 +166,10 @@ def test_each_limit_is_refused_by_its_name(
 
     assert (refused.value.reason, refused.value.field) == (reason, field)
     assert refused.value.message.startswith(field)
+
+
+def test_top_k_beyond_the_vocabulary_keeps_all(validator: Validator) -> None:
+    submit = a_submit()
+    submit.sampling.top_k = 51
+
+    assert command(validator, submit).top_k == 0

@@ -191,3 +191,14 @@ def test_a_request_that_waits_for_a_prefix_can_be_cancelled():
     engine.scheduler.cancel(2)
     engine.scheduler.check()
     assert engine.scheduler.load().waiting_tokens == 9
+
+
+def test_cached_tokens_of_a_resumed_request_do_not_count_its_output():
+    engine = Steered()
+    prompt = list(range(6))
+    engine.add(1, prompt, max_tokens=8)
+    while engine.scheduler.num_requests:
+        engine.step()
+    engine.add(2, prompt, committed=((9,) * 7,))
+    (started,) = engine.step().started
+    assert started.cached_tokens == 6

@@ -127,3 +127,50 @@ def test_a_sibling_does_not_wait_for_a_first_choice_without_credit():
     engine.add(1, 6, n=2, committed=((7, 8), (7,)))
     engine.scheduler.set_credit(1, 2)
     assert choices(engine.plan()) == [(1, 0, 7)]
+
+
+def test_a_cancelled_choice_gives_its_pages_back_and_its_siblings_go_on():
+    engine = Steered()
+    engine.add(1, 6, n=2, max_tokens=3)
+    engine.step()
+    engine.step()
+    engine.scheduler.cancel(1, [1])
+    engine.scheduler.check()
+    assert engine.pool.num_in_use == 2
+    outcome = engine.scheduler.drain()
+    assert ends(outcome) == [(1, 1, "CANCELLED")]
+    assert not outcome.ends[0].last
+    outcome = engine.step()
+    assert outcome.choices == [0]
+    assert ends(outcome) == [(1, 0, "LENGTH")]
+    assert outcome.ends[0].last
+
+
+def test_a_choice_that_is_cancelled_with_a_step_in_flight_keeps_its_pages_until_that_is_read():
+    engine = Steered()
+    engine.add(1, 6, n=2)
+    engine.step()
+    in_flight = engine.plan()
+    engine.scheduler.cancel(1, [0])
+    engine.scheduler.check()
+    assert engine.pool.num_in_use == 3
+    outcome = engine.commit(in_flight)
+    assert outcome.choices == [1]
+    assert engine.pool.num_in_use == 2
+
+
+def test_siblings_of_a_cancelled_first_choice_compute_the_prompt_themselves():
+    engine = Steered(max_step_tokens=4)
+    engine.add(1, 6, n=3)
+    engine.step()
+    engine.scheduler.cancel(1, [0])
+    engine.scheduler.check()
+    assert [choice for choice, _, _ in choices(engine.plan())] == [1]
+
+
+def test_choices_that_wait_can_be_cancelled():
+    engine = Steered()
+    engine.add(1, 6, n=3)
+    engine.scheduler.cancel(1, [2, 0, 7])
+    assert ends(engine.scheduler.drain()) == [(1, 0, "CANCELLED"), (1, 2, "CANCELLED")]
+    assert choices(engine.plan()) == [(1, 0, 6)]

@@ -7,14 +7,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import torch
 from octavo_kernels import activation, copy_pages, merge_states, norm, rope_write, sampling
 from octavo_kernels.decode_attention import decode_workspace_size, paged_decode
+from octavo_kernels.decode_plan import allocate_plan, plan_decode
 from octavo_kernels.extend_attention import paged_extend
+from octavo_kernels.heuristics import CHUNK
+from octavo_kernels.matmul import launch_product
+from octavo_kernels.matmul_tiles import FEW_ROWS, MANY_ROWS, ProductTile, exact_tile
 from support.compile_check import compiling
 
 BF16 = torch.bfloat16
+SHARED = {"shared_tiles": 16}
 
 
 def cases() -> Iterator[tuple[str, Callable[[], None]]]:
@@ -29,6 +35,21 @@ def cases() -> Iterator[tuple[str, Callable[[], None]]]:
     yield "extend d128 g4 page16 window softcap sinks", attention("extend", 128, 4, 16, **extras)
     yield "decode d128 g4 page16 fp32", attention("decode", 128, 4, 16, dtype=torch.float32)
     yield "extend d128 g4 page16 fp32", attention("extend", 128, 4, 16, dtype=torch.float32)
+    tiles = {entry.tile for entry in FEW_ROWS} | {candidate.tile for candidate in MANY_ROWS}
+    halves = {replace(candidate.tile, columns=candidate.tile.columns // 2) for candidate in MANY_ROWS}
+    for tile in tiles:
+        yield f"product {tile}", product(tile)
+    for tile in {entry.gated_tile for entry in FEW_ROWS} | halves:
+        yield f"gated product {tile}", product(tile, gated=True)
+    yield "product fp32", product(exact_tile(90, torch.float32, 64, 4096, 132, gated=False), dtype=torch.float32)
+    for head_dim, group, page_size in ((128, 4, 16), (128, 4, 64), (128, 2, 16), (64, 8, 16)):
+        options = f"d{head_dim} g{group} page{page_size} exact"
+        yield f"decode {options}", attention("decode", head_dim, group, page_size, exact=True)
+        yield f"extend {options}", attention("extend", head_dim, group, page_size, exact=True)
+        yield f"decode {options} plan", attention("decode", head_dim, group, page_size, exact=True, plan={})
+        yield f"decode {options} shared", attention("decode", head_dim, group, page_size, exact=True, plan=SHARED)
+    yield "extend d128 g4 page16 exact window softcap sinks", attention("extend", 128, 4, 16, exact=True, **extras)
+    yield "decode d128 g4 page16 plan", attention("decode", 128, 4, 16, plan={})
     yield "rope d128 qknorm", rope
     yield "merge d128", merge
     yield "norm", norms
@@ -41,7 +62,9 @@ def pool(num_kv_heads: int, page_size: int, head_dim: int, dtype: torch.dtype = 
     return torch.empty(4, 2, 2, num_kv_heads, page_size, head_dim, dtype=dtype)
 
 
-def attention(kind, head_dim, group, page_size, *, dtype=BF16, window=0, softcap=0.0, sinks=False):
+def attention(
+    kind, head_dim, group, page_size, *, dtype=BF16, window=0, softcap=0.0, sinks=False, exact=False, plan=None
+):
     def launch() -> None:
         num_heads = 2 * group
         kv = pool(2, page_size, head_dim, dtype)
@@ -55,13 +78,37 @@ def attention(kind, head_dim, group, page_size, *, dtype=BF16, window=0, softcap
             "softcap": softcap,
             "sinks": torch.empty(num_heads) if sinks else None,
             "lse": torch.empty(64, num_heads),
+            "exact": exact,
         }
         if kind == "decode":
             size = decode_workspace_size(64, num_heads, head_dim, 1024 * page_size)
-            paged_decode(q, k, v, table, lengths, torch.empty_like(q), torch.empty(size), **options)
+            work = None
+            if plan is not None:
+                limits = {"max_batch": 64, "max_len": 1024 * page_size, "num_kv_heads": 2, "programs": 264}
+                members = 64 // group if plan else 0
+                work = allocate_plan(**limits, chunk=CHUNK, device=q.device, members=members, **plan)
+                plan_decode(work, lengths)
+            paged_decode(q, k, v, table, lengths, torch.empty_like(q), torch.empty(size), plan=work, **options)
         else:
             cu_q = torch.zeros(65, dtype=torch.int32)
             paged_extend(q, k, v, table, cu_q, lengths, torch.empty_like(q), **options)
+
+    return launch
+
+
+def product(tile: ProductTile, *, gated: bool = False, dtype: torch.dtype = BF16) -> Callable[[], None]:
+    """A product with a bias, and one that is added to the residual."""
+
+    def launch() -> None:
+        x, w, bias = (
+            torch.empty(64, 1024, dtype=dtype),
+            torch.empty(4096, 1024, dtype=dtype),
+            torch.empty(4096, dtype=dtype),
+        )
+        out = torch.empty(64, 2048 if gated else 4096, dtype=dtype)
+        launch_product(tile, x, w, bias, None, out, gated=gated)
+        if not gated:
+            launch_product(tile, x, w, None, out, out, gated=False)
 
     return launch
 

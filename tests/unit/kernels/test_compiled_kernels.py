@@ -52,9 +52,9 @@ def test_every_kernel_fits_into_shared_memory(compiled) -> None:
 # Registers a thread: 168 let three programs of 128 threads share a multiprocessor, 128 four, 64 eight.
 @pytest.mark.parametrize(
     ("name", "limit"),
-    [("_decode_chunks", 168), ("_merge_chunks", 64), ("_rope_write_groups", 64), ("_merge_states", 64),
-     ("_rmsnorm_rows", 64), ("_silu_mul_columns", 64), ("_copy_words", 64), ("_thresholds", 96),
-     ("_best_of_chunk", 128), ("_best_of_row", 64)],
+    [("_plan_decode", 64), ("merge_chunks", 64), ("_rope_write_groups", 64), ("_merge_states", 64),
+     ("_rmsnorm_rows", 64), ("_silu_mul_columns", 64), ("_copy_words", 64), ("_summarize_chunk", 96),
+     ("_finish_row", 128)],
 )  # fmt: skip
 def test_registers_stay_within_the_limit(compiled, name: str, limit: int) -> None:
     registers = {kernel["case"]: kernel["registers"] for kernel in all_kernels(compiled) if kernel["name"] == name}
@@ -62,12 +62,40 @@ def test_registers_stay_within_the_limit(compiled, name: str, limit: int) -> Non
     assert max(registers.values()) <= limit, registers
 
 
-@pytest.mark.parametrize("case", ["extend d128 g4 page16", "extend d128 g4 page64", "extend d128 g5 page16"])
+def test_two_decode_programs_share_a_multiprocessor(compiled) -> None:
+    for kernel in all_kernels(compiled):
+        if kernel["name"] == "_decode_chunks" and "d256" not in kernel["case"]:
+            assert 2 * kernel["shared_bytes"] <= MAX_SHARED_BYTES, kernel
+            assert 2 * 32 * kernel["warps"] * kernel["registers"] <= 65536, kernel
+
+
+def test_three_fast_decode_programs_share_a_multiprocessor(compiled) -> None:
+    for case in ("decode d128 g4 page16", "decode d128 g4 page16 plan"):
+        kernel = next(kernel for kernel in compiled[case] if kernel["name"] == "_decode_chunks")
+        assert kernel["registers"] <= 168, kernel
+        assert 3 * kernel["shared_bytes"] <= MAX_SHARED_BYTES, kernel
+
+
+@pytest.mark.parametrize(
+    "case", ["extend d128 g4 page16 exact", "extend d128 g4 page16", "extend d128 g4 page64", "extend d128 g5 page16"]
+)
 def test_extend_runs_on_warp_group_tensor_cores(compiled, case: str) -> None:
     [kernel] = compiled[case]
     assert kernel["instructions"]["HGMMA"] > 0
     assert kernel["instructions"].get("HMMA", 0) == 0
-    assert kernel["registers"] <= 232
+    # Fences and waits around the loop; if the compiler serialized the products, each would have two of its own.
+    assert kernel["instructions"]["WARPGROUP"] < kernel["instructions"]["HGMMA"]
+
+
+def test_products_run_on_warp_group_tensor_cores_that_do_not_wait_for_each_other(compiled) -> None:
+    products = [kernel for kernel in all_kernels(compiled) if kernel["name"].startswith("_product_")]
+    assert products
+    for kernel in products:
+        counts = kernel["instructions"]
+        if "fp32" not in kernel["case"]:
+            assert counts.get("HMMA", 0) == 0, kernel
+            # A handful of fences and waits around the loop; serialized, each instruction has two of its own.
+            assert 4 >= counts["WARPGROUP"] < 2 * counts["HGMMA"], kernel
 
 
 @pytest.mark.parametrize("shape", ["d64 g8", "d128 g4"])

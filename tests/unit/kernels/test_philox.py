@@ -6,7 +6,8 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from octavo_kernels import philox, sampling
+from octavo_kernels import philox
+from octavo_kernels.gumbel import gumbel, gumbel_at
 from unit.kernels.paged_batch import DEVICE
 
 
@@ -55,12 +56,16 @@ def test_noise_is_gumbel_distributed() -> None:
 @triton.jit
 def _write_noise(out_ptr, seed_ptr, position_ptr, COUNT: tl.constexpr):  # noqa: N803 - a constexpr
     blocks = tl.arange(0, COUNT // 4).to(tl.uint32)
-    tl.store(out_ptr + tl.arange(0, COUNT), sampling._gumbel(tl.load(seed_ptr), tl.load(position_ptr), blocks, COUNT))
+    ids = tl.arange(0, COUNT)
+    seed, position = tl.load(seed_ptr), tl.load(position_ptr)
+    tl.store(out_ptr + ids, gumbel(seed, position, blocks, COUNT))
+    tl.store(out_ptr + COUNT + ids, gumbel_at(seed, position, ids))
 
 
 @pytest.mark.parametrize("seed", [0, -1, 2**63 - 1, 123456789012])
 @pytest.mark.parametrize("position", [0, 4095, 2**31])
 def test_kernel_draws_the_noise_of_the_reference(seed: int, position: int) -> None:
-    out = torch.empty(256, device=DEVICE)
+    out = torch.empty(2, 256, device=DEVICE)
     _write_noise[(1,)](out, torch.tensor([seed], device=DEVICE), torch.tensor([position], device=DEVICE), 256)
-    torch.testing.assert_close(out.cpu(), philox.gumbel(seed, position, 256), rtol=2e-6, atol=2e-6)
+    torch.testing.assert_close(out[0].cpu(), philox.gumbel(seed, position, 256), rtol=2e-6, atol=2e-6)
+    assert torch.equal(out[0], out[1])

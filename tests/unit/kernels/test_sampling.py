@@ -40,7 +40,7 @@ def draw(logits: torch.Tensor, rows: list[Parameters]) -> tuple[torch.Tensor, to
     logprobs = torch.full((len(rows),), torch.nan, device=DEVICE)
     workspace = torch.full((sampling.sample_workspace_size(*logits.shape),), torch.nan, device=DEVICE)
     sampling.sample(logits.to(DEVICE), *Parameters.columns(rows), ids, logprobs, workspace)
-    return ids.cpu(), logprobs.cpu(), workspace[: len(rows)].cpu()
+    return ids.cpu(), logprobs.cpu(), workspace.view(len(rows), -1)[:, 0].cpu()
 
 
 def draw_reference(logits: torch.Tensor, rows: list[Parameters]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -83,6 +83,25 @@ def test_kernel_keeps_the_ids_that_a_sort_keeps() -> None:
             assert torch.equal(values >= threshold, expected), parameters
         else:
             assert threshold == -torch.inf
+
+
+def test_rows_with_more_survivors_than_candidates_are_searched_whole(monkeypatch) -> None:
+    monkeypatch.setattr(sampling, "_CANDIDATES", 64)
+    rows = [
+        Parameters(top_p=0.9, seed=1),
+        Parameters(top_p=0.6, min_p=0.3, seed=2),
+        Parameters(top_k=500, seed=3),
+        Parameters(top_k=500, top_p=0.7, seed=4),
+        Parameters(temperature=50.0, min_p=0.95, seed=5),
+    ]
+    smooth = torch.randn(len(rows), 1001)
+    for logits in (smooth, smooth.round(), torch.zeros_like(smooth)):  # no ties, many ties, one tie of all
+        ids, _, thresholds = draw(logits, rows)
+        assert ids.tolist() == draw_reference(logits, rows)[0].tolist()
+        for row, parameters, threshold in zip(logits, rows, thresholds, strict=True):
+            values = row * (1 / torch.tensor(parameters.temperature))
+            expected = kept_by_sorting(values, parameters.top_k, parameters.top_p, parameters.min_p)
+            assert torch.equal(values >= threshold, expected), parameters
 
 
 @settings(deadline=None, max_examples=60)

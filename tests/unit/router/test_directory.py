@@ -149,3 +149,14 @@ def test_replica_equals_the_engines_after_any_events_and_one_snapshot(history):
         for page in range(1, 13):
             assert directory.match([page], 0.0)[name] == (page in cache.held)
     directory.check()
+
+
+def test_snapshot_that_is_older_than_what_is_known_changes_nothing():
+    directory, cache = joined("a"), EngineCache()
+    directory.apply("a", cache.change([1]))
+    snapshot = cache.snapshot()
+    directory.apply("a", cache.change([2]))
+    assert directory.reset("a", **snapshot) is Outcome.STALE
+    assert directory.match([1, 2], 0.0) == {"a": 2}
+    assert directory.apply("a", cache.change([3])) is Outcome.APPLIED
+    directory.check()

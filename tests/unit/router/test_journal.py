@@ -120,8 +120,20 @@ def test_held_back_text_leaves_with_the_end():
     assert ended.ending is Ending.LENGTH
 
 
-def test_cached_tokens_are_those_of_the_first_start():
-    journal = journal_with()
+def started_journal():
+    return Journal([1] * 20, num_choices=1, limits=LIMITS)
+
+
+def test_cached_tokens_are_those_of_the_last_start_before_any_output():
+    journal = started_journal()
     journal.start(16)
+    journal.start(4)
+    journal.accept(0, 0, 5, 0.0)
+    journal.start(20)
+    assert journal.cached_tokens == 4
+
+
+def test_cached_tokens_are_never_more_than_the_prompt():
+    journal = started_journal()
     journal.start(48)
-    assert journal.cached_tokens == 16
+    assert journal.cached_tokens == 20

@@ -1,0 +1,1 @@
+"""What `octavo bench` is made of: contenders in processes of their own, workloads, floors, results."""

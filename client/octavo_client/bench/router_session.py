@@ -1,0 +1,159 @@
+"""The target `router`: real processes over gRPC, with streaming clients in processes of their own."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import tempfile
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Final
+
+from octavo.errors import OctavoError
+from octavo.workloads import Workload, parse
+
+from octavo_client import redis_server
+from octavo_client.admin import AdminClient
+from octavo_client.bench.kernel_cache import kernel_cache_state
+from octavo_client.bench.load_processes import LoadFailed, load_processes
+from octavo_client.bench.serving_load import ServingResult, run_closed_loop
+from octavo_client.bench.session import Figure, MeasureFailed, Subject
+from octavo_client.client import OctavoClient
+from octavo_client.redis_server import RedisMissing
+from octavo_client.stack import LocalStack, StackFailed
+from octavo_client.stack_options import StackOptions
+from octavo_client.values import Engine
+
+_START_LIMIT_S: Final = 180.0
+_RUN_LIMIT_S: Final = 150.0
+_WARM_UP: Final = {"prompt_len": 64, "output_len": 16}
+# Rounds of requests that each client makes. One client alone is slow, and steady.
+_FIRST_ROUNDS: Final = 4
+_FEW_CLIENTS: Final = 32
+_ROUNDS_OF_FEW: Final = 3
+_ROUNDS_OF_MANY: Final = 2
+_NO_REDIS: Final = "redis://127.0.0.1:1"
+
+
+class RouterSession:
+    """A running stack of one engine and one router; opened by `router_session`."""
+
+    def __init__(self, stack: LocalStack, engine: Engine, start: Figure, highest_id: int) -> None:
+        self._stack = stack
+        self._engine = engine
+        self._start = start
+        self._highest_id = highest_id
+
+    @property
+    def dtype(self) -> str:
+        """Type of weights and pages."""
+        return self._engine.dtype
+
+    @property
+    def numerics(self) -> str:
+        """Mode of the engine."""
+        return self._engine.numerics
+
+    async def measure(self, workload: Workload) -> list[Figure]:
+        """Run a workload.
+
+        Raises:
+            MeasureFailed: it did not run to its end.
+        """
+        if workload.kind == "start":
+            return [self._start]
+        try:
+            async with asyncio.timeout(_RUN_LIMIT_S):
+                return _figures(*await self._serve(**workload.sizes))
+        except LoadFailed as error:
+            raise MeasureFailed(str(error)) from None
+        except TimeoutError:
+            raise MeasureFailed(f"not over after {_RUN_LIMIT_S:.0f} s") from None
+
+    async def _serve(self, concurrency: int, prompt_len: int, output_len: int) -> tuple[ServingResult, int]:
+        count = num_requests(concurrency)
+        async with load_processes(self._stack.router.address, concurrency) as clients:
+            # Prompts of their own for each concurrency and the warm-up: nothing is in the prefix cache.
+            seeds = {"concurrency": concurrency, "highest_id": self._highest_id}
+            await clients.run(count=concurrency, seed=2000 + concurrency, **_WARM_UP, **seeds)
+            lengths = {"prompt_len": prompt_len, "output_len": output_len}
+            return await clients.run(count=count, seed=1000 + concurrency, **lengths, **seeds), count
+
+
+def num_requests(concurrency: int) -> int:
+    """Return how many requests a closed loop of so many clients makes."""
+    if concurrency == 1:
+        return _FIRST_ROUNDS
+    return concurrency * (_ROUNDS_OF_FEW if concurrency <= _FEW_CLIENTS else _ROUNDS_OF_MANY)
+
+
+@asynccontextmanager
+async def router_session(subject: Subject) -> AsyncIterator[RouterSession]:
+    """Start a stack and let it serve one token.
+
+    Raises:
+        MeasureFailed: it does not come up.
+    """
+    with tempfile.TemporaryDirectory(prefix="octavo-bench-") as folder:
+        kernel_cache, started = kernel_cache_state(), time.monotonic()
+        options = _options(subject, Path(folder))
+        try:
+            async with LocalStack(options) as stack, OctavoClient(stack.router.address) as client:
+                await _first_token(client, subject.highest_id)
+                start = Figure("seconds", (time.monotonic() - started,), {"kernel_cache": kernel_cache})
+                async with AdminClient(stack.router.admin_address) as admin:
+                    engine = (await admin.engines())[0]
+                yield RouterSession(stack, engine, start, subject.highest_id)
+        except (StackFailed, OctavoError) as error:
+            raise MeasureFailed(str(error)) from None
+
+
+async def _first_token(client: OctavoClient, highest_id: int) -> None:
+    try:
+        await run_closed_loop(client, parse("start").jobs(highest_id), 1)
+    except ExceptionGroup as errors:
+        raise MeasureFailed(f"the first request failed: {errors.exceptions[0]}") from None
+
+
+def _options(subject: Subject, folder: Path) -> StackOptions:
+    settings = {"numerics": subject.numerics} | subject.settings
+    flags = [part for key, value in settings.items() for part in (f"--{key.replace('_', '-')}", value)]
+    common: dict[str, Any] = {
+        "state_directory": folder,
+        "model": str(subject.directory),
+        "num_engines": 1,
+        "threads": subject.threads,
+        "start_timeout_s": _START_LIMIT_S,
+    }
+    try:
+        redis_server.server_binary()
+    except RedisMissing:  # the router is told where the engine is, and nobody answers at Redis's address
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            engine = f"127.0.0.1:{probe.getsockname()[1]}"
+        return StackOptions(
+            **common,
+            redis_url=_NO_REDIS,
+            engine_flags=(*flags, "--listen", engine),
+            router_flags=("--engines", engine),
+        )
+    return StackOptions(**common, engine_flags=tuple(flags))
+
+
+def _figures(result: ServingResult, count: int) -> list[Figure]:
+    details = {"requests": count}
+    figures = [Figure("out_tok_s", (result.tokens_per_s,), details)]
+    for name, seconds in (("ttft", result.first_token_s), ("itl", result.inter_token_s)):
+        figures += [
+            Figure(f"{name}_ms_p{percent}", (1e3 * percentile(seconds, percent),), details)
+            for percent in ((50, 99) if seconds else ())
+        ]
+    return figures
+
+
+def percentile(values: Sequence[float], percent: int) -> float:
+    """Return the smallest value that at least `percent` % of the values do not exceed."""
+    ordered = sorted(values)
+    return ordered[max(0, -(-len(ordered) * percent // 100) - 1)]

@@ -1,0 +1,196 @@
+"""Runs plans on a GPU one step ahead: a step is queued while the one before computes, and reads its tokens by slot.
+
+Steps of decodes alone replay a CUDA graph, captured when its size is first asked for. Steps with prefill chunks, which
+take long enough to hide their launches, run as they are.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import Final
+
+import numpy as np
+import torch
+from octavo_kernels.step_inputs import ban_tokens
+
+from octavo_engine.backends.ops import Ops
+from octavo_engine.batch import Array, Batch, build_batch
+from octavo_engine.decode_step import MAX_BANS, DecodeStep, Shape, padded_size
+from octavo_engine.models.decoder import Decoder
+from octavo_engine.sequence import Row, Sampled, StepPlan
+from octavo_engine.shared_prefixes import SharedFinder
+from octavo_engine.slot_state import SlotState
+from octavo_engine.transfer import Download, Upload
+from octavo_engine.warm_up import chunk_plan, warm_up_plans
+
+_LEAST_WIDTH_TOKENS: Final = 1024
+_WARM_SIZES: Final = (100, 500, 1000, 1 << 30)  # tokens of a chunk; the last stands for the largest
+_WORDS_PER_ROW: Final = 320  # most of them for banned ids
+_WORDS_PER_TOKEN: Final = 8
+
+
+class _NoTokens:
+    """A step in which no row samples."""
+
+    def result(self) -> Sampled:
+        return Sampled(token_ids=[], logprobs=[])
+
+
+class PipelinedRunner:
+    """A runner with two steps in flight.
+
+    Args:
+        decoder, ops: the model.
+        page_size: tokens a page.
+        max_sequences: slots; `ops` must be able to take `padded_size` of it in one step.
+        max_len: most tokens of a sequence.
+        max_step_tokens: most tokens of a step.
+        device: where it runs; without a GPU (Triton's interpreter, in tests) nothing is captured.
+    """
+
+    depth = 2
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        ops: Ops,
+        *,
+        page_size: int,
+        max_sequences: int,
+        max_len: int,
+        max_step_tokens: int,
+        device: torch.device,
+    ) -> None:
+        self._decoder, self._ops = decoder, ops
+        self._page_size = page_size
+        self._most_tokens = min(max_step_tokens, max_len)
+        self._max_pages = -(-max_len // (4 * page_size)) * 4  # rows of 16 bytes
+        self._is_captured = device.type == "cuda"
+        self._stream = torch.cuda.Stream(device) if self._is_captured else None  # type: ignore[no-untyped-call]
+        self._pool = torch.cuda.graph_pool_handle() if self._is_captured else None
+        self._steps: dict[Shape, DecodeStep] = {}
+        self._finder = SharedFinder(decoder.config, page_size)
+        with self._on_stream():
+            self._state = SlotState(
+                num_slots=max_sequences, max_pages=self._max_pages, page_size=page_size, device=device
+            )
+            words = max_step_tokens * _WORDS_PER_TOKEN + max_sequences * (3 * self._max_pages + _WORDS_PER_ROW) + 1024
+            self._buffer = torch.empty(4 * words, dtype=torch.uint8, device=device)
+
+    @torch.inference_mode()
+    def launch(self, plan: StepPlan) -> Download | _NoTokens:
+        """Queue a step."""
+        try:
+            with self._on_stream():
+                if plan.copies:
+                    self._ops.copy_pages(plan.copies)
+                for row in plan.rows:
+                    self._state.meet(row)
+                if _is_decode(plan):
+                    return self._launch_decodes(plan.rows)
+                return self._launch_mixed(plan)
+        except BaseException:
+            self._state.forget()
+            raise
+
+    @torch.inference_mode()
+    def warm_up(self) -> None:
+        """Compile what steps of each kind and of usual sizes need, so that no request waits for it.
+
+        Writes to page 0, which nobody holds yet.
+        """
+        sizes = {min(size, self._most_tokens) for size in _WARM_SIZES} if self._is_captured else ()
+        for plan in (*warm_up_plans(), *(chunk_plan(size, self._page_size) for size in sizes)):
+            self.launch(plan).result()
+        self._state.forget()
+
+    def close(self) -> None:
+        """Give memory back."""
+        self._steps.clear()
+        self._ops.close()
+
+    def _launch_decodes(self, rows: tuple[Row, ...]) -> Download:
+        late = [row for row in rows if self._state.lacks_pages(row)]
+        if late:  # a first step after a prefix hit of all but one token
+            upload = Upload(self._buffer)
+            tables = upload.put(self._state.block_tables(late))
+            self._send_tables(late, tables, upload)
+        for row in rows:
+            self._state.note_decode(row)
+        tiles = self._finder.find(rows)
+        return self._step_for(rows, shares=bool(tiles)).launch(rows, tiles)
+
+    def _launch_mixed(self, plan: StepPlan) -> Download | _NoTokens:
+        rows, state = plan.rows, self._state
+        upload = Upload(self._buffer)
+        batch = build_batch(plan, self._page_size, state.block_tables(rows), upload.put)
+        samplers = [row for row in rows if row.samples]
+        sampler_slots = upload.put(_column(row.slot for row in samplers))
+        unread = [(at, row.slot) for at, row in zip(_first_tokens(rows), rows, strict=True) if _is_unread(row)]
+        unread_tokens = upload.put(_column(at for at, _ in unread))
+        unread_slots = upload.put(_column(slot for _, slot in unread))
+        bans = upload.put(_bans(batch))
+        self._send_tables(rows, batch.block_tables, upload)
+        if unread:
+            batch.token_ids.index_copy_(0, unread_tokens, state.last_tokens[unread_slots])
+        logits = self._decoder.forward(dataclasses.replace(batch, banned=()))
+        if logits is None:
+            return _NoTokens()
+        if batch.banned:
+            ban_tokens(logits, bans)
+        ids, logprobs = self._ops.sample(logits, batch)
+        state.last_tokens.index_copy_(0, sampler_slots, ids)
+        return Download(ids, logprobs, len(samplers))
+
+    def _send_tables(self, rows: list[Row] | tuple[Row, ...], tables: torch.Tensor, upload: Upload) -> None:
+        """Send what was put so far, and let the device's state have the rows' tables."""
+        slots = upload.put(_column(row.slot for row in rows))
+        upload.send()
+        self._state.write_tables(rows, slots, tables)
+
+    def _step_for(self, rows: tuple[Row, ...], *, shares: bool) -> DecodeStep:
+        width = self._width_for(max(row.start for row in rows) + 1)
+        shape = Shape(padded_size(len(rows)), width, shares)
+        step = self._steps.get(shape)
+        if step is None:
+            step = self._steps[shape] = DecodeStep(self._decoder, self._ops, self._state, shape)
+            if self._is_captured:
+                step.capture(self._pool)
+        return step
+
+    def _width_for(self, num_tokens: int) -> int:
+        """Return the pages of a block table that holds so many tokens, rounded up to few different widths."""
+        tokens = _LEAST_WIDTH_TOKENS
+        while tokens < num_tokens:
+            tokens *= 2
+        return min(-(-tokens // self._page_size), self._max_pages)
+
+    def _on_stream(self) -> AbstractContextManager[object]:
+        return nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
+
+
+def _is_decode(plan: StepPlan) -> bool:
+    """Tell whether a captured step can compute a plan: one sampling token a row, few banned ids."""
+    if sum(len(row.banned_token_ids) for row in plan.rows) > MAX_BANS:
+        return False
+    return all(row.num_tokens == 1 and row.samples for row in plan.rows)
+
+
+def _is_unread(row: Row) -> bool:
+    return row.start >= len(row.sequence.tokens)
+
+
+def _first_tokens(rows: tuple[Row, ...]) -> Iterator[int]:
+    return itertools.accumulate((row.num_tokens for row in rows[:-1]), initial=0)
+
+
+def _column(values: Iterator[int]) -> Array:
+    return np.fromiter(values, dtype=np.int64)
+
+
+def _bans(batch: Batch) -> Array:
+    pairs = [(row, token_id) for row, token_ids in batch.banned for token_id in token_ids]
+    return np.array(pairs, dtype=np.int32).reshape(-1, 2).T

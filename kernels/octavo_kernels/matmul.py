@@ -1,0 +1,229 @@
+"""Products of activations and weights, x @ w.T (+ bias), with what may follow in the same kernel.
+
+Exact products give a row the same bits whatever the number of rows and whatever the other rows hold: every element is
+one chain of sums along K (see matmul_kernels). Fast products take whichever kernel is fastest for their size.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import torch
+import triton
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from octavo_kernels.activation import silu_mul
+from octavo_kernels.heuristics import INTERPRETER
+from octavo_kernels.launch import FLOATS, architecture, check_tensor, check_vector
+from octavo_kernels.matmul_kernels import _product_persistent, _product_tile
+from octavo_kernels.matmul_tiles import ProductTile, exact_tile, fast_tile, reachable_tiles
+
+
+def matmul(x: torch.Tensor, w: torch.Tensor, bias: torch.Tensor | None, out: torch.Tensor, *, exact: bool) -> None:
+    """Write x @ w.T (+ bias), summed in fp32 and rounded once.
+
+    Args:
+        x: [M, K] fp32, fp16 or bf16; rows may be strided.
+        w: [N, K] dtype of x, as Hugging Face stores it; rows may be strided.
+        bias: [N] dtype of x, or None.
+        out: [M, N] dtype of x, written.
+        exact: a row's bits must not depend on M or on the other rows.
+    """
+    _check(x, w, bias, out, w.shape[0])
+    tile = _tile(x, w, exact=exact, gated=False)
+    if tile is None:
+        _library_product(x, w, bias, out)
+    else:
+        launch_product(tile, x, w, bias, None, out, gated=False)
+
+
+def matmul_add(
+    x: torch.Tensor, w: torch.Tensor, bias: torch.Tensor | None, residual: torch.Tensor, *, exact: bool
+) -> None:
+    """Add x @ w.T (+ bias) to the residual in place. If exact: bit by bit `matmul`, then an addition of rounded tensors.
+
+    Args:
+        x: [M, K] fp32, fp16 or bf16; rows may be strided.
+        w: [N, K] dtype of x; rows may be strided.
+        bias: [N] dtype of x, or None.
+        residual: [M, N] dtype of x, becomes residual + product.
+        exact: a row's bits must not depend on M or on the other rows.
+    """
+    _check(x, w, bias, residual, w.shape[0])
+    tile = _tile(x, w, exact=exact, gated=False)
+    if tile is None:
+        torch.addmm(residual, x, w.t(), out=residual)
+        if bias is not None:
+            residual += bias
+    else:
+        launch_product(tile, x, w, bias, residual, residual, gated=False)
+
+
+def matmul_silu(
+    x: torch.Tensor,
+    w: torch.Tensor,
+    bias: torch.Tensor | None,
+    gate_up: torch.Tensor | None,
+    out: torch.Tensor,
+    *,
+    exact: bool,
+) -> None:
+    """Write silu(gate) * up of [gate | up] = x @ w.T (+ bias): bit by bit `matmul`, then `silu_mul`.
+
+    Args:
+        x: [M, K] fp32, fp16 or bf16; rows may be strided.
+        w: [2 I, K] dtype of x, the gate's rows followed by those of the up projection; rows may be strided.
+        bias: [2 I] dtype of x, or None.
+        gate_up: [M, 2 I] dtype of x, overwritten where two kernels do it faster than one; None: one kernel always.
+        out: [M, I] dtype of x, written.
+        exact: a row's bits must not depend on M or on the other rows.
+    """
+    if w.ndim != 2 or w.shape[0] % 2 != 0:
+        raise ValueError(f"w: shape {tuple(w.shape)}, expected [2 I, K]")
+    _check(x, w, bias, out, w.shape[0] // 2)
+    tile = _tile(x, w, exact=exact, gated=True)
+    if tile is not None:
+        launch_product(tile, x, w, bias, None, out, gated=True)
+        return
+    if gate_up is None:
+        gate_up = x.new_empty(x.shape[0], w.shape[0])
+    _library_product(x, w, bias, gate_up)
+    silu_mul(gate_up, out)
+
+
+def warm_product(
+    w: torch.Tensor, bias: torch.Tensor | None, most_rows: int, *, gated: bool, adds: bool, exact: bool
+) -> None:
+    """Compile every kernel that products of this weight may need: nothing may be compiled in a graph capture.
+
+    Args:
+        w: [N, K], or [2 I, K] if gated.
+        bias: of w, or None.
+        most_rows: the largest M to come.
+        gated: for `matmul_silu`.
+        adds: for `matmul_add`.
+        exact: as it will be called.
+    """
+    num_columns = w.shape[0] // 2 if gated else w.shape[0]
+    x, out = w.new_zeros(1, w.shape[1]), w.new_zeros(1, num_columns)
+    arch, processors = _hardware(w.device)
+    for tile in reachable_tiles(arch, w.dtype, most_rows, w.shape[0], processors, gated=gated, exact=exact):
+        launch_product(tile, x, w, bias, out if adds else None, out, gated=gated)
+
+
+def launch_product(
+    tile: ProductTile,
+    x: torch.Tensor,
+    w: torch.Tensor,
+    bias: torch.Tensor | None,
+    residual: torch.Tensor | None,
+    out: torch.Tensor,
+    *,
+    gated: bool,
+) -> None:
+    """Compute a product with a given tile; arguments as of `matmul`, not checked. For tuning and tests."""
+    num_rows, K = x.shape
+    num_columns = out.shape[1]
+    if num_rows == 0:
+        return
+    arch, processors = _hardware(x.device)
+    x_tma, w_tma = tile.x_tma and _has_descriptor(x), tile.w_tma and _has_descriptor(w)
+    strides = (x.stride(0), w.stride(0), 0 if residual is None else residual.stride(0), out.stride(0))
+    tensors = (out if bias is None else bias, out if residual is None else residual, out)
+    flags = (x_tma, w_tma, K % tile.depth == 0, arch == INTERPRETER, bias is not None, gated, residual is not None)
+    if tile.persistent:
+        num_programs = form = processors
+    else:
+        num_programs = -(-num_rows // tile.rows) * -(-num_columns // tile.columns)
+        form = tile.swapped
+    arguments = (
+        _describe(x, x.shape, x.stride(), [tile.rows, tile.depth]) if x_tma else x,
+        _describe_weight(w, tile, num_columns, gated=gated) if w_tma else w,
+        *tensors,
+        num_rows,
+        num_columns,
+        K,
+        *strides,
+        tile.rows,
+        tile.columns,
+        tile.depth,
+        tile.group,
+        form,
+        *flags,
+        *(() if tile.persistent else (tile.early,)),
+    )
+    # Triton needs longer to find a compiled kernel by its arguments than to launch it. This key holds all that the
+    # kernel is specialized for.
+    alignment = tuple(tensor.data_ptr() % 16 for tensor in (x, w, *tensors))
+    device = None if arch == INTERPRETER else triton.runtime.driver.active.get_current_device()
+    key = (device, x.dtype, tile, num_columns, K, strides, flags, alignment)
+    compiled = _compiled.get(key)
+    if compiled is None:
+        kernel = _product_persistent if tile.persistent else _product_tile
+        options = {"launch_pdl": True} if tile.early else {}
+        compiled = kernel[num_programs,](*arguments, num_warps=tile.warps, num_stages=tile.stages, **options)
+        if compiled is not None:  # None: interpreted
+            _compiled[key] = compiled
+    else:
+        compiled[num_programs, 1, 1](*arguments)
+
+
+# Kernels by what they are specialized for: as many as a model has shapes of weights, times tiles.
+_compiled: dict[tuple[Any, ...], Any] = {}
+
+
+def _tile(x: torch.Tensor, w: torch.Tensor, *, exact: bool, gated: bool) -> ProductTile | None:
+    choose = exact_tile if exact else fast_tile
+    arch, processors = _hardware(x.device)
+    return choose(arch, x.dtype, x.shape[0], w.shape[0], processors, gated=gated)
+
+
+def _library_product(x: torch.Tensor, w: torch.Tensor, bias: torch.Tensor | None, out: torch.Tensor) -> None:
+    if bias is None:
+        torch.mm(x, w.t(), out=out)
+    else:
+        torch.addmm(bias, x, w.t(), out=out)
+
+
+def _has_descriptor(x: torch.Tensor) -> bool:
+    """Tell whether tensor memory access can read these rows: addresses must be multiples of 16 bytes."""
+    size = x.element_size()
+    return x.data_ptr() % 16 == 0 and x.stride(0) * size % 16 == 0 and x.shape[1] * size >= 16
+
+
+def _describe_weight(w: torch.Tensor, tile: ProductTile, num_columns: int, *, gated: bool) -> TensorDescriptor:
+    """Describe w; a gated one as [2, N, K], so that one load brings rows of both halves (unless swapped: two loads)."""
+    if tile.swapped or not gated:
+        return _describe(w, w.shape, w.stride(), [tile.columns, tile.depth])
+    strides = (num_columns * w.stride(0), w.stride(0), 1)
+    return _describe(w, (2, num_columns, w.shape[1]), strides, [2, tile.columns, tile.depth])
+
+
+def _describe(base: torch.Tensor, shape: Sequence[int], strides: Sequence[int], block: list[int]) -> TensorDescriptor:
+    """Make a descriptor without its constructor's checks, a fifth of a launch's time: `_has_descriptor` made them."""
+    descriptor = TensorDescriptor.__new__(TensorDescriptor)
+    descriptor.base, descriptor.shape, descriptor.strides = base, shape, strides
+    descriptor.block_shape, descriptor.padding = block, "zero"
+    return descriptor
+
+
+@lru_cache(maxsize=64)
+def _hardware(device: torch.device) -> tuple[int, int]:
+    """Return a device's compute capability (or INTERPRETER) and its number of multiprocessors."""
+    arch = architecture()
+    if arch == INTERPRETER:
+        return arch, 2  # a few tiles for each program
+    properties = triton.runtime.driver.active.utils.get_device_properties(device.index or 0)
+    return arch, int(properties["multiprocessor_count"])
+
+
+def _check(x: torch.Tensor, w: torch.Tensor, bias: torch.Tensor | None, out: torch.Tensor, num_columns: int) -> None:
+    if x.ndim != 2 or w.ndim != 2:
+        raise ValueError(f"x and w: {x.ndim} and {w.ndim} axes, expected [M, K] and [N, K]")
+    if x.shape[1] == 0:
+        raise ValueError("x: 0 columns, expected 1 or more")
+    check_tensor("x", x, tuple(x.shape), FLOATS, x.device)
+    check_tensor("w", w, (w.shape[0], x.shape[1]), x.dtype, x.device)
+    check_tensor("out", out, (x.shape[0], num_columns), x.dtype, x.device)
+    if bias is not None:
+        check_vector("bias", bias, w.shape[0], x.dtype, x.device)

@@ -1,0 +1,37 @@
+"""What two engines must have in common for one to go on with what the other began."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from octavo.v1 import engine_pb2
+
+
+@dataclass(frozen=True, slots=True)
+class EngineKind:
+    """All that an engine says about itself and that its tokens may depend on. Only equal kinds give equal tokens."""
+
+    model_revision: str
+    page_size: int
+    backend: str
+    device: str
+    dtype: str
+    numerics: str
+
+    def __str__(self) -> str:
+        return (
+            f"model revision {self.model_revision}, {self.backend} on {self.device}, {self.dtype}, {self.numerics}, "
+            f"pages of {self.page_size}"
+        )
+
+
+def kind_of(info: engine_pb2.EngineInfo) -> EngineKind:
+    """Return the kind of an engine."""
+    return EngineKind(
+        model_revision=info.model.revision,
+        page_size=info.model.page_size,
+        backend=info.backend,
+        device=info.device,
+        dtype=info.dtype,
+        numerics=info.numerics,
+    )

@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from octavo.random_model import write_random_model
+from octavo.workloads import parse
+from octavo_engine.bench.offline_runs import OfflineRuns
+from support.tiny_models import engine
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("tiny")
+    write_random_model(directory, "tiny")
+    return directory
+
+
+@pytest.fixture(scope="module")
+def runs(model: Path) -> OfflineRuns:
+    return OfflineRuns(engine(model))
+
+
+@pytest.mark.parametrize(
+    ("name", "metric"),
+    [
+        ("start", "seconds"),
+        ("decode:2:40", "ms_per_step"),
+        ("single_stream:20:12", "out_tok_s"),
+        ("steady_batch:3:20:6", "seconds"),
+        ("prefill:2:64", "in_tok_s"),
+        ("shared_prefix:2:3:32:8:4", "seconds"),
+        ("throughput:6:4:20", "out_tok_s"),
+    ],
+)
+def test_every_workload_gives_its_metric(runs: OfflineRuns, name: str, metric: str) -> None:
+    measured, values = runs.measure(parse(name))
+    assert measured == metric
+    assert 1 <= len(values) <= 3
+    assert all(value > 0 for value in values)
+
+
+def test_serving_needs_a_service(runs: OfflineRuns) -> None:
+    with pytest.raises(ValueError, match="not measured offline"):
+        runs.measure(parse("serve:2"))
+
+
+def test_a_request_that_the_engine_refuses_is_no_result(runs: OfflineRuns) -> None:
+    with pytest.raises(RuntimeError, match="0 output tokens instead of 1"):
+        runs.measure(parse("prefill:1:4096"))
+
+
+def test_decode_steps_are_not_measured_where_the_prompts_do_not_stay_cached(model: Path) -> None:
+    # Pages for both outputs, but not for both prompts at once: what one caches the other evicts.
+    small = OfflineRuns(engine(model, num_pages=24))
+    with pytest.raises(RuntimeError, match="page pool is too small"):
+        small.measure(parse("decode:2:200"))

@@ -1,0 +1,132 @@
+"""A simulated router: the real directory, load corrections, routing and policy; only the links and the bus are made up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import cast
+
+from octavo.v1 import engine_pb2
+from octavo_router.directory import Directory, Outcome, PageChange
+from octavo_router.fleet import Fleet
+from octavo_router.load import EngineLoad, LoadReport, Placement
+from octavo_router.policy import Cost, Weights, rank
+from octavo_router.routing import Prompt, Routing
+
+from sim.clock import VirtualClock
+
+
+@dataclass(slots=True)
+class KnownEngine:
+    """What a router keeps of an engine: the part of `octavo_router.fleet.Engine` that routing reads."""
+
+    info: engine_pb2.EngineInfo
+    load: EngineLoad = field(default_factory=EngineLoad)
+
+    @property
+    def engine_id(self) -> str:
+        """Its name."""
+        return self.info.engine_id
+
+
+class KnownFleet:
+    """The part of `octavo_router.fleet.Fleet` that routing uses, on the virtual clock."""
+
+    def __init__(self, clock: VirtualClock) -> None:
+        self.directory = Directory()
+        self.engines: dict[str, KnownEngine] = {}
+        self._clock = clock
+
+    def place(
+        self, engine: KnownEngine, uncached_tokens: int, hashes: Iterable[int], *, num_sequences: int = 1
+    ) -> Placement:
+        """Count a request that was just sent to an engine."""
+        self.directory.predict(engine.engine_id, hashes, self._clock.now)
+        return engine.load.place(uncached_tokens, self._clock.now, num_sequences=num_sequences)
+
+
+Choose = Callable[["SimulatedRouter", Prompt], Cost]
+
+
+class SimulatedRouter:
+    """A router process.
+
+    Args:
+        number: which of the routers.
+        clock: virtual time.
+        choose: gives the engine for a prompt; `by_cost` is Octavo's own.
+        note: takes placement notes for the other routers.
+    """
+
+    def __init__(
+        self, number: int, clock: VirtualClock, *, choose: Choose, note: Callable[[str, int, Sequence[int]], None]
+    ) -> None:
+        self.number = number
+        self.num_routed = 0
+        self._clock = clock
+        self._choose = choose
+        self._fleet = KnownFleet(clock)
+        self._weights = Weights()
+        # Routing asks its fleet for nothing that KnownFleet lacks as long as `route`, which reads the wall clock, is not called.
+        self._routing = Routing(cast("Fleet", self._fleet), weights=self._weights, note=note)
+
+    @property
+    def engines(self) -> list[KnownEngine]:
+        """Engines in the order of their ids."""
+        return [self._fleet.engines[engine_id] for engine_id in sorted(self._fleet.engines)]
+
+    @property
+    def directory(self) -> Directory:
+        """Its replica of the engines' pages."""
+        return self._fleet.directory
+
+    def join(self, info: engine_pb2.EngineInfo) -> None:
+        """Know an engine; its snapshot follows."""
+        self._fleet.engines[info.engine_id] = KnownEngine(info)
+        self._fleet.directory.join(info.engine_id, info.epoch)
+
+    def take_pages(self, engine_id: str, change: PageChange) -> bool:
+        """Take page events; False if a snapshot is needed."""
+        return self._fleet.directory.apply(engine_id, change) is not Outcome.GAP
+
+    def take_snapshot(self, engine_id: str, snapshot: engine_pb2.PageSnapshotResponse) -> None:
+        """Take all pages of an engine."""
+        self._fleet.directory.reset(
+            engine_id,
+            epoch=snapshot.epoch,
+            sequence=snapshot.sequence,
+            hashes=snapshot.hashes,
+            digest=snapshot.digest,
+        )
+
+    def take_load(self, engine_id: str, report: LoadReport) -> None:
+        """Take a heartbeat."""
+        if engine_id in self._fleet.engines:
+            self._fleet.engines[engine_id].load.update(report, self._clock.now)
+
+    def know_load(self, engine_id: str, report: LoadReport) -> None:
+        """Know an engine's load as of this very moment: nothing needs to be corrected."""
+        self._fleet.engines[engine_id].load = EngineLoad()
+        self.take_load(engine_id, report)
+
+    def take_note(self, engine_id: str, uncached_tokens: int, hashes: Sequence[int]) -> None:
+        """Take another router's placement note."""
+        if engine_id in self._fleet.engines:
+            self._fleet.place(self._fleet.engines[engine_id], uncached_tokens, hashes)
+
+    def costs(self, prompt: Prompt) -> list[Cost]:
+        """Rank the engines for a prompt, the best first."""
+        views = self._routing._views(prompt, self._fleet.engines.values(), self._clock.now)  # noqa: SLF001  as route does
+        return rank(views, prompt_len=len(prompt), key=prompt.key, weights=self._weights)
+
+    def route(self, prompt: Prompt) -> tuple[KnownEngine, Placement]:
+        """Choose an engine and count the request there."""
+        cost = self._choose(self, prompt)
+        self.num_routed += 1
+        engine = self._fleet.engines[cost.engine_id]
+        return engine, self._routing.place(cast("object", engine), prompt, cost, num_sequences=1)  # type: ignore[arg-type]
+
+
+def by_cost(router: SimulatedRouter, prompt: Prompt) -> Cost:
+    """Choose as Octavo does."""
+    return router.costs(prompt)[0]

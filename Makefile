@@ -45,7 +45,7 @@ up: model ## Start the local stack and keep it running until Ctrl-C
 
 .PHONY: test test-gpu check format protos bench
 test: $(VENV)/.dev model ## Run the tests
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-gpu: ## Run the GPU tests on a machine with a CUDA device (with the python3 that has torch)
 	@PYTHONPATH=protos:kernels:engine:router:client $(PYTHON) -m pytest -m gpu tests

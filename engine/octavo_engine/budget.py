@@ -19,6 +19,7 @@ _DECAY: Final = 0.98  # an observation counts half after 34 more
 _RIDGE: Final = 0.02  # what the data do not tell stays as it was
 _MAX_SURPRISE: Final = 4.0  # a step this much slower than predicted was disturbed: a compilation, a page fault
 _MIN_OBSERVATIONS: Final = 3
+_CONVERGED: Final = 1e-5  # share of the largest coefficient that a round of the fit may move without another one
 
 _Vector = list[float]
 _Matrix = list[list[float]]
@@ -107,7 +108,13 @@ def _fit_non_negative(gram: _Matrix, moment: _Vector, last: _Vector) -> _Vector:
     """
     fit = list(last)
     for _ in range(20):
-        for row in range(3):
-            others = sum(gram[row][column] * fit[column] for column in range(3) if column != row)
-            fit[row] = max(0.0, (moment[row] - others + _RIDGE * last[row]) / (gram[row][row] + _RIDGE))
+        moved = 0.0
+        for row, weights in enumerate(gram):
+            own = weights[row]
+            others = weights[0] * fit[0] + weights[1] * fit[1] + weights[2] * fit[2] - own * fit[row]
+            value = max(0.0, (moment[row] - others + _RIDGE * last[row]) / (own + _RIDGE))
+            moved = max(moved, abs(value - fit[row]))
+            fit[row] = value
+        if moved <= _CONVERGED * max(fit):
+            break
     return fit

@@ -22,6 +22,8 @@ def rope_qknorm_write(
     q_weight: torch.Tensor | None = None,
     k_weight: torch.Tensor | None = None,
     eps: float = 1e-6,
+    *,
+    exact: bool = False,
 ) -> None:
     """Rotate NeoX style (RoFormer, arXiv 2104.09864, on halves); the optional per-head RMSNorm is that of Qwen3.
 
@@ -36,6 +38,7 @@ def rope_qknorm_write(
         q_weight: [D] dtype of qkv, weight of the norm of Q, or None for no norm.
         k_weight: [D] dtype of qkv, weight of the norm of K, or None for no norm.
         eps: added to the mean square.
+        exact: a token's bits must not depend on how many there are.
     """
     if q_out.ndim != 3 or not q_out.is_contiguous():
         raise ValueError(f"q_out: shape {tuple(q_out.shape)}, expected a contiguous [T, Hq, D]")
@@ -61,7 +64,8 @@ def rope_qknorm_write(
     half_pad = triton.next_power_of_2(head_dim // 2)
     group_pad = triton.next_power_of_2(group)
     # Few tokens: a program for each head keeps all multiprocessors busy. Many: four heads in turn hide each other's loads.
-    heads = _HEADS if num_tokens >= _MANY_TOKENS and num_kv_heads % _HEADS == 0 else 1
+    # The compiler may round the two differently (it chooses which product becomes part of a fused multiply-add).
+    heads = _HEADS if (exact or num_tokens >= _MANY_TOKENS) and num_kv_heads % _HEADS == 0 else 1
     _rope_write_groups[num_tokens, num_kv_heads // heads](
         qkv,
         positions,

@@ -170,7 +170,6 @@ def test_norms_and_activation_repeat_and_equal_the_reference(num_rows: int) -> N
 
 
 def test_rope_gives_a_token_the_same_bits_alone_and_among_many() -> None:
-    """Many tokens take a program for several heads, few a program for each."""
     tokens, heads, kv_heads, dim, page_size = 700, 16, 8, 128, 16
     pool = torch.zeros(64, 2, kv_heads, page_size, dim, device="cuda", dtype=torch.bfloat16)
     qkv = torch.randn(tokens, (heads + 2 * kv_heads) * dim, device="cuda").to(torch.bfloat16)
@@ -183,8 +182,8 @@ def test_rope_gives_a_token_the_same_bits_alone_and_among_many() -> None:
         pages = torch.zeros_like(pool)
         q = torch.full((len(qkv[rows]), heads, dim), torch.nan, device="cuda", dtype=torch.bfloat16)
         rope_qknorm_write(
-            qkv[rows], positions[rows], slots[rows], angles, pages[:, 0], pages[:, 1], q, *weights, 1e-6
-        )  # fmt: skip
+            qkv[rows], positions[rows], slots[rows], angles, pages[:, 0], pages[:, 1], q, *weights, 1e-6, exact=True
+        )
         return q, pages
 
     q, pages = written(slice(None))

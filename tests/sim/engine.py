@@ -18,7 +18,6 @@ from octavo_engine.sequence import Request, Sampled, Sampling, StepPlan
 from octavo_router.directory import PageChange
 from octavo_router.fleet import load_report
 from octavo_router.load import LoadReport
-
 from sim.clock import VirtualClock
 
 PAGE_SIZE = 16
@@ -46,7 +45,16 @@ class EngineShape:
 class Submission:
     """One request at one engine. The engine fills in what becomes of it, in seconds of the virtual clock."""
 
-    __slots__ = ("cached_tokens", "ended_at", "first_token_at", "max_tokens", "on_end", "on_first_token", "output", "prompt")
+    __slots__ = (
+        "cached_tokens",
+        "ended_at",
+        "first_token_at",
+        "max_tokens",
+        "on_end",
+        "on_first_token",
+        "output",
+        "prompt",
+    )
 
     def __init__(
         self,
@@ -90,8 +98,6 @@ class SimulatedEngine:
         self.shape = shape
         self.work_s = 0.0  # of all tokens so far
         self.num_taken = 0
-        self.num_prefilled = 0
-        self.joined_at = clock.now
         self.pool = PagePool(num_pages=shape.num_pages, page_size=PAGE_SIZE)
         budget = StepBudget(max_step_tokens=shape.max_step_tokens, itl_target_s=shape.itl_target_s)
         config = SchedulerConfig(max_sequences=shape.max_sequences, max_model_len=1 << 20)
@@ -162,7 +168,6 @@ class SimulatedEngine:
         num_prefill = plan.num_tokens - num_decodes
         work_s = self.shape.work_s(num_prefill=num_prefill, num_decodes=num_decodes)
         self.work_s += work_s
-        self.num_prefilled += num_prefill
         self._clock.after(self.shape.floor_s + work_s, lambda: self._finish(plan))
 
     def _finish(self, plan: StepPlan) -> None:

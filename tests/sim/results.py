@@ -20,7 +20,7 @@ class Done:
         ended_at: at the engine.
         prompt_tokens: of the prompt.
         cached_tokens: of the prompt, found in the engine's cache.
-        ideal_tokens: of the prompt, that any request before it had already.
+        ideal_tokens: of the prompt, in pages that any request before it had already, wherever it ran.
         output_tokens: of the output.
     """
 
@@ -47,13 +47,11 @@ class Result:
     Attributes:
         done: all requests in the order of their ends.
         work_s: by engine, seconds that its tokens cost, without the floor of each step.
-        joined_at: by engine, when it joined.
         seconds: from the beginning to the last end.
     """
 
     done: tuple[Done, ...]
     work_s: Mapping[str, float]
-    joined_at: Mapping[str, float]
     seconds: float
 
     @cached_property
@@ -99,4 +97,4 @@ class Result:
     def after(self, at: float) -> Result:
         """Return the requests that arrived from a time on; the engines' work stays that of the whole run."""
         done = tuple(each for each in self.done if each.arrived_at >= at)
-        return Result(done=done, work_s=self.work_s, joined_at=self.joined_at, seconds=self.seconds)
+        return Result(done=done, work_s=self.work_s, seconds=self.seconds)

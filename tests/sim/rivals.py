@@ -9,7 +9,6 @@ from dataclasses import replace
 from octavo.page_hash import token_bytes
 from octavo_router.policy import Cost, rendezvous
 from octavo_router.routing import Prompt
-
 from sim.router import Choose, SimulatedRouter
 
 _RING_TOKENS = 256
@@ -48,8 +47,10 @@ def consistent_hash() -> Choose:
         costs = _blind(router, prompt)
         key = token_bytes(prompt.token_ids[:_RING_TOKENS])
         ring = sorted(costs, key=lambda cost: rendezvous(key, cost.engine_id))
-        bound = _RING_BOUND * (sum(cost.num_running for cost in ring) + 1) / len(ring)
-        return next((cost for cost in ring if cost.num_running + 1 <= bound), ring[0])
+        num_waiting = {engine.engine_id: engine.load.report.num_waiting for engine in router.engines}
+        num_requests = {cost.engine_id: cost.num_running + num_waiting[cost.engine_id] for cost in costs}
+        bound = _RING_BOUND * (sum(num_requests.values()) + 1) / len(ring)
+        return next((cost for cost in ring if num_requests[cost.engine_id] + 1 <= bound), ring[0])
 
     return choose
 

@@ -8,11 +8,10 @@ from typing import cast
 
 from octavo.v1 import engine_pb2
 from octavo_router.directory import Directory, Outcome, PageChange
-from octavo_router.fleet import Fleet
+from octavo_router.fleet import Engine, Fleet
 from octavo_router.load import EngineLoad, LoadReport, Placement
 from octavo_router.policy import Cost, Weights, rank
 from octavo_router.routing import Prompt, Routing
-
 from sim.clock import VirtualClock
 
 
@@ -55,18 +54,25 @@ class SimulatedRouter:
         number: which of the routers.
         clock: virtual time.
         choose: gives the engine for a prompt; `by_cost` is Octavo's own.
+        weights: of the cost's terms.
         note: takes placement notes for the other routers.
     """
 
     def __init__(
-        self, number: int, clock: VirtualClock, *, choose: Choose, note: Callable[[str, int, Sequence[int]], None]
+        self,
+        number: int,
+        clock: VirtualClock,
+        *,
+        choose: Choose,
+        weights: Weights,
+        note: Callable[[str, int, Sequence[int]], None],
     ) -> None:
         self.number = number
         self.num_routed = 0
         self._clock = clock
         self._choose = choose
         self._fleet = KnownFleet(clock)
-        self._weights = Weights()
+        self._weights = weights
         # Routing asks its fleet for nothing that KnownFleet lacks as long as `route`, which reads the wall clock, is not called.
         self._routing = Routing(cast("Fleet", self._fleet), weights=self._weights, note=note)
 
@@ -116,7 +122,7 @@ class SimulatedRouter:
 
     def costs(self, prompt: Prompt) -> list[Cost]:
         """Rank the engines for a prompt, the best first."""
-        views = self._routing._views(prompt, self._fleet.engines.values(), self._clock.now)  # noqa: SLF001  as route does
+        views = self._routing._views(prompt, cast("list[Engine]", self.engines), self._clock.now)
         return rank(views, prompt_len=len(prompt), key=prompt.key, weights=self._weights)
 
     def route(self, prompt: Prompt) -> tuple[KnownEngine, Placement]:
@@ -124,7 +130,7 @@ class SimulatedRouter:
         cost = self._choose(self, prompt)
         self.num_routed += 1
         engine = self._fleet.engines[cost.engine_id]
-        return engine, self._routing.place(cast("object", engine), prompt, cost, num_sequences=1)  # type: ignore[arg-type]
+        return engine, self._routing.place(cast("Engine", engine), prompt, cost, num_sequences=1)
 
 
 def by_cost(router: SimulatedRouter, prompt: Prompt) -> Cost:

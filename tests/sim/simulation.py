@@ -5,13 +5,14 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from octavo_engine.front import HEARTBEAT_S
 from octavo_router.bus import _MAX_NOTE_PAGES as MAX_NOTE_PAGES
 from octavo_router.directory import PageChange
 from octavo_router.load import LoadReport, Placement
+from octavo_router.policy import Weights
 from octavo_router.routing import Prompt
-
 from sim.clock import VirtualClock
 from sim.engine import PAGE_SIZE, ROOT, EngineShape, SimulatedEngine, Submission
 from sim.results import Done, Result
@@ -45,6 +46,7 @@ class Setup:
         num_routers: requests reach the routers in turn, as through a layer-4 load balancer.
         num_engines: from the beginning.
         choose: makes the choice of engines.
+        weights: of the cost's terms.
         delays: between processes.
         shape: of every engine.
         joins: seconds at which one more engine joins each.
@@ -56,6 +58,7 @@ class Setup:
     num_routers: int = 1
     num_engines: int = 8
     choose: Choose = by_cost
+    weights: Weights = field(default_factory=Weights)
     delays: Delays = field(default_factory=Delays)
     shape: EngineShape = field(default_factory=EngineShape)
     joins: tuple[float, ...] = ()
@@ -80,7 +83,9 @@ class Simulation:
         self._live: dict[str, set[_Request]] = {}  # by engine
         for number in range(setup.num_routers):
             self.routers.append(
-                SimulatedRouter(number, self.clock, choose=setup.choose, note=self._note_from(number))
+                SimulatedRouter(
+                    number, self.clock, choose=setup.choose, weights=setup.weights, note=self._note_from(number)
+                )
             )
         for _ in range(setup.num_engines):
             self._join()
@@ -88,14 +93,13 @@ class Simulation:
     def run(self) -> Result:
         """Run until every request has ended."""
         for at, job in self._workload.arrivals:
-            self.clock.after(at, lambda job=job: self._arrive(job))
+            self.clock.after(at, partial(self._arrive, job))
         for at in self._setup.joins:
             self.clock.after(at, self._join)
         self.clock.run(lambda: len(self._done) == self._workload.num_jobs)
         return Result(
             done=tuple(self._done),
             work_s={engine.engine_id: engine.work_s for engine in self.engines.values()},
-            joined_at={engine.engine_id: engine.joined_at for engine in self.engines.values()},
             seconds=self.clock.now,
         )
 
@@ -119,14 +123,12 @@ class Simulation:
     def _beat(self, engine: SimulatedEngine) -> None:
         report = engine.load
         for router in self.routers:
-            self.clock.after(
-                self._delays.link_s, lambda router=router: router.take_load(engine.engine_id, report)
-            )
+            self.clock.after(self._delays.link_s, partial(router.take_load, engine.engine_id, report))
         self.clock.after(self._delays.heartbeat_s, lambda: self._beat(engine))
 
     def _spread_pages(self, engine_id: str, change: PageChange) -> None:
         for router in self.routers:
-            self._after(self._delays.pages_s, lambda router=router: self._take_pages(router, engine_id, change))
+            self._after(self._delays.pages_s, partial(self._take_pages, router, engine_id, change))
 
     def _take_pages(self, router: SimulatedRouter, engine_id: str, change: PageChange) -> None:
         if not router.take_pages(engine_id, change):
@@ -143,9 +145,7 @@ class Simulation:
                     if router.number != number:
                         self._after(
                             self._delays.note_s,
-                            lambda router=router: router.take_note(
-                                engine_id, uncached_tokens, hashes[:MAX_NOTE_PAGES]
-                            ),
+                            partial(router.take_note, engine_id, uncached_tokens, hashes[:MAX_NOTE_PAGES]),
                         )
 
         return note
@@ -186,6 +186,7 @@ class Simulation:
         """Take a request that has ended, and let its client go on."""
         self._done.append(done)
         self._live[done.engine_id].remove(request)
+        self._seen.update(Prompt(job.prompt + output).hashes(ROOT, PAGE_SIZE))
         following = job.follow_up(output) if job.follow_up else None
         if following is not None:
             delay_s, next_job = following
@@ -205,9 +206,7 @@ class _Request:
         self._placement = placement
         self._ideal_tokens = ideal_tokens
         self._arrived_at = simulation.clock.now
-        self.submission = Submission(
-            job.prompt, job.max_tokens, on_first_token=self._first_token, on_end=self._end
-        )
+        self.submission = Submission(job.prompt, job.max_tokens, on_first_token=self._first_token, on_end=self._end)
 
     @property
     def tokens_ahead(self) -> int:

@@ -140,16 +140,23 @@ def multi_turn(
     """Sessions under one system prompt; each turn repeats the session so far, a while after the answer to the last."""
     words = _Words(seed)
     shared = words.text(system)
+    # Drawn beforehand: the same for every policy, in whatever order the answers come.
+    turns = [
+        [
+            (words.text(words.around(160)), words.around(40), words.random.expovariate(1 / think_s))
+            for _ in range(num_turns)
+        ]
+        for _ in range(num_sessions)
+    ]
 
     def turn(session: int, number: int, history: list[int]) -> Job:
-        prompt = history + words.text(words.around(160))
+        text, max_tokens, think_s = turns[session][number]
+        prompt = history + text
 
         def follow_up(output: list[int]) -> tuple[float, Job] | None:
-            if number + 1 == num_turns:
-                return None
-            return words.random.expovariate(1 / think_s), turn(session, number + 1, prompt + output)
+            return None if number + 1 == num_turns else (think_s, turn(session, number + 1, prompt + output))
 
-        return Job(prompt=prompt, max_tokens=words.around(40), group=session, follow_up=follow_up)
+        return Job(prompt=prompt, max_tokens=max_tokens, group=session, follow_up=follow_up)
 
     starts = zip(words.poisson(per_s), range(num_sessions), strict=False)
     arrivals = [(at, turn(session, 0, shared)) for at, session in starts]
@@ -179,7 +186,9 @@ def no_sharing(*, seed: int = 7, num_jobs: int = 1200, per_s: float) -> Workload
     arrivals = [
         (
             at,
-            Job(prompt=words.text(words.random.choice((100, 200, 400, 800))), max_tokens=words.around(48), group=number),
+            Job(
+                prompt=words.text(words.random.choice((100, 200, 400, 800))), max_tokens=words.around(48), group=number
+            ),
         )
         for number, at in zip(range(num_jobs), words.poisson(per_s), strict=False)
     ]

@@ -105,7 +105,7 @@ class TritonOps:
         q = torch.empty(len(qkv), config.num_heads, config.head_dim, dtype=self._dtype, device=self._device)
         rope_qknorm_write(
             qkv, batch.positions, batch.slots, self._cos_sin, self._pool[:, layer, 0], self._pool[:, layer, 1],
-            q, q_norm, k_norm, config.rms_norm_eps,
+            q, q_norm, k_norm, config.rms_norm_eps, exact=self._exact,
         )  # fmt: skip
         return q.view(len(qkv), -1)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import shutil
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
@@ -38,6 +39,8 @@ def main() -> None:
     if arguments.render:
         render(arguments.output, ROOT / "docs/side-by-side.md")
         return
+    if shutil.which(arguments.smg) is None and arguments.contender != ["octavo"]:
+        raise SystemExit(f"no program {arguments.smg!r}: pip install smg, then name it with --smg")
     asyncio.run(_run(arguments))
 
 
@@ -69,8 +72,10 @@ async def _run(arguments: argparse.Namespace) -> None:
                 told = "  ".join(f"{metric} {value:.4g}" for metric, value in figures.items())
                 print(f"{work.name}  {name}  {told}", flush=True)
         details = _details(setup, arguments, work)
-        for name in contenders:
-            file.append(_results(name, work, runs[name], errors.get(name), details))
+        # In one go: lines of one date belong to one comparison.
+        file.append(
+            [result for name in contenders for result in _results(name, work, runs[name], errors.get(name), details)]
+        )
 
 
 async def _measure(
@@ -167,7 +172,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--streams", type=int, default=6, help="streams that run when a fault strikes")
     add("--stream-words", type=int, default=40, help="words of their prompts")
     add("--stream-tokens", type=int, default=160, help="tokens of their output")
-    add("--fault-limit-s", type=float, default=60, help="a stream not over by then is hung")
+    add("--fault-limit-s", type=float, default=45, help="a stream not over by then is hung")
     add("--probe-limit-s", type=float, default=10, help="a new request without its whole answer by then has failed")
     add("--run-limit-s", type=float, default=900, help="limit of one run, its start included")
     return parser

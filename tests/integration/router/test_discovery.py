@@ -105,13 +105,13 @@ async def test_other_routers_see_where_requests_went(valkey, new_engine, new_rou
         engine.resident = _Deaf()  # so that only the placement note can tell
     first = await redis_router(new_router, valkey, *engines, router_id="r1")
     second = await redis_router(new_router, valkey, *engines, router_id="r2")
-    prompt = [21] * (6 * PAGE_SIZE)
+    prompt = [21] * (60 * PAGE_SIZE)  # long enough to outweigh that its engine is busy
     home = (await first.generate(prompt)).accepted.engine_id
     fleet = second.router.fleet
     await second.until(lambda: fleet.engine(home).load.num_running(time.monotonic()) > 0)
     answer = await second.generate([*prompt, 9])
     assert answer.accepted.engine_id == home
-    assert answer.accepted.matched_pages == 6
+    assert answer.accepted.matched_pages == 60
 
 
 class _Deaf(dict):

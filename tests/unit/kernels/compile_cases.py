@@ -42,7 +42,7 @@ def cases() -> Iterator[tuple[str, Callable[[], None]]]:
     for tile in {entry.gated_tile for entry in FEW_ROWS} | halves:
         yield f"gated product {tile}", product(tile, gated=True)
     yield "product fp32", product(exact_tile(90, torch.float32, 64, 4096, 132, gated=False), dtype=torch.float32)
-    for head_dim, group, page_size in ((128, 4, 16), (128, 4, 64), (128, 2, 16), (64, 8, 16)):
+    for head_dim, group, page_size in ((128, 4, 16), (64, 8, 16)):
         options = f"d{head_dim} g{group} page{page_size} exact"
         yield f"decode {options}", attention("decode", head_dim, group, page_size, exact=True)
         yield f"extend {options}", attention("extend", head_dim, group, page_size, exact=True)

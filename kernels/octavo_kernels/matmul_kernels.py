@@ -7,7 +7,8 @@ differ in which elements they compute together, never in how one is summed.
 
 import triton
 import triton.language as tl
-from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from octavo_kernels.overlap import wait_for_previous
 
 
 @triton.jit
@@ -155,9 +156,7 @@ def _product_tile(
     tl.assume(K > 0)  # else a way around the loop sets the accumulators, and wgmma instructions wait for each other
     row_tile, column_tile = tile_place(tl.program_id(0), tl.cdiv(M, ROWS), tl.cdiv(N, COLUMNS), GROUP)
     row, column = row_tile * ROWS, column_tile * COLUMNS
-    if EARLY:
-        gdc_launch_dependents()
-        gdc_wait()
+    wait_for_previous(EARLY)
     if SWAPPED:
         acc = tl.zeros([COLUMNS, ROWS], dtype=tl.float32)
     elif GATED:

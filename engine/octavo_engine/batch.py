@@ -35,6 +35,24 @@ class Chunks:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Penalties:
+    """Columns of the B sampling rows of a step in which some have penalties, and what their sequences hold.
+
+    Attributes:
+        tallies: [N, V] int32, for each id 2 * (times in the output) + (1 if in the prompt). Sampling counts on.
+        slots: [B] int64, the rows' places among the tallies; any for a row without penalties.
+        frequency, presence: [B] float32; 0 is off.
+        repetition: [B] float32; 1 is off.
+    """
+
+    tallies: torch.Tensor
+    slots: torch.Tensor
+    frequency: torch.Tensor
+    presence: torch.Tensor
+    repetition: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
     """Columns of one step. T tokens, S rows (sequences), B rows that sample.
 
@@ -59,6 +77,7 @@ class Batch:
         last: the sampling tokens as rows of their own, for the last layer: nothing reads what others attend to there.
             None if every token samples, or none.
         shared: the decodes' shared prefixes, as the backend wants them; None: not looked for.
+        penalties: None if no sampling row has any.
     """
 
     token_ids: torch.Tensor
@@ -82,6 +101,7 @@ class Batch:
     banned: tuple[tuple[int, tuple[int, ...]], ...]
     last: Batch | None = None
     shared: Any = None
+    penalties: Penalties | None = None
 
 
 def block_tables_of(plan: StepPlan) -> Array:

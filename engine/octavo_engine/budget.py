@@ -59,6 +59,16 @@ class StepBudget:
         return 1.0 / per_token_s if self._knows_prefill and per_token_s > 0 else 0.0
 
     @property
+    def sustained_prefill_tokens_per_s(self) -> float:
+        """Prompt tokens that full steps compute in a second, floor included: how fast a queue shrinks; 0 if not yet known.
+
+        Where all steps are of one size nothing tells floor from slope, and the slope alone may come out several times too
+        fast. Their sum at that size is right all the same.
+        """
+        step_s = self._predict(self.max_step_tokens, 0)
+        return self.max_step_tokens / step_s if self._knows_prefill and step_s > 0 else 0.0
+
+    @property
     def decode_s_per_sequence(self) -> float:
         """Fitted time that one more decoding sequence adds to a step, seconds; 0 if not yet known."""
         return self._fit[2] / _DECODE_UNIT if self._num_decode_observed >= _MIN_OBSERVATIONS else 0.0

@@ -37,7 +37,9 @@ class EngineConfig(Settings):
     )
 
     redis_url: RedisUrl | None = Field(
-        None, description="redis://host:port/db; without it the engine announces itself nowhere"
+        None,
+        description="redis://user:password@host:port/db, or rediss://, unix://, sentinel://, sentinels://; "
+        "without it the engine announces itself nowhere",
     )
 
     backend: Literal["auto", "torch", "triton"] = Field("auto", description="what runs the model")

@@ -13,7 +13,7 @@ from octavo_kernels.decode_plan import plan_decode
 from octavo_kernels.step_inputs import ROW_WORDS, ban_tokens, decode_inputs
 
 from octavo_engine.backends.ops import Ops
-from octavo_engine.batch import UNKNOWN_TOKEN, Array, Batch
+from octavo_engine.batch import UNKNOWN_TOKEN, Array, Batch, Penalties
 from octavo_engine.models.decoder import Decoder
 from octavo_engine.sequence import Row
 from octavo_engine.shared_prefixes import SharedPrefixes, num_words
@@ -26,6 +26,8 @@ MAX_BANS: Final = 128
 _SIZES: Final = (1, 2, 4, 8, 16, 24, 32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256)
 _SIZE_STEP: Final = 64  # beyond the last of them
 _ALIGNED_WORDS: Final = 4  # columns start at multiples of 16 bytes
+_FREQUENCY, _PRESENCE, _REPETITION = range(3)  # columns of a step with penalties
+_NUM_PENALTIES: Final = 3
 
 
 def padded_size(num_rows: int) -> int:
@@ -36,6 +38,11 @@ def padded_size(num_rows: int) -> int:
     return -(-num_rows // _SIZE_STEP) * _SIZE_STEP
 
 
+def step_sizes(max_rows: int) -> list[int]:
+    """Return the sizes of all steps of up to so many rows, ascending."""
+    return sorted({padded_size(num_rows) for num_rows in range(1, max_rows + 1)})
+
+
 @dataclass(frozen=True, slots=True)
 class Shape:
     """What a captured step is made for.
@@ -44,11 +51,13 @@ class Shape:
         size: most rows.
         width: most pages of a row.
         shares: whether rows have prefixes in common.
+        penalizes: whether rows have penalties.
     """
 
     size: int
     width: int
     shares: bool = False
+    penalizes: bool = False
 
 
 class DecodeStep:
@@ -65,7 +74,7 @@ class DecodeStep:
         self.shape = shape
         size, device = shape.size, state.tables.device
         shared_words = num_words(decoder.config, size) if shape.shares else 0
-        self._columns = _Columns(size, shared_words)
+        self._columns = _Columns(size, shared_words, penalizes=shape.penalizes)
         self._packed = torch.zeros(self._columns.num_words, dtype=torch.int32, device=device)
         self._rows = self._columns.rows(self._packed)
         self._bans = self._columns.bans(self._packed)
@@ -73,6 +82,8 @@ class DecodeStep:
         self._rows[0].fill_(state.padding)
         self._rows[1].fill_(-1)
         self._bans.fill_(-1)
+        if shape.penalizes:
+            self._columns.penalty(self._packed, _REPETITION).fill_(1)
         self._shared: SharedPrefixes | None = None
         if shape.shares:
             words = self._columns.shared(self._packed)
@@ -152,20 +163,33 @@ class DecodeStep:
             output_positions=zeros(torch.int64, size),
             banned=(),
             shared=None if self._shared is None else self._shared.plan,
+            penalties=self._static_penalties() if self.shape.penalizes else None,
+        )
+
+    def _static_penalties(self) -> Penalties:
+        columns, words = self._columns, self._packed
+        return Penalties(
+            tallies=self._state.penalties.tallies,
+            slots=self._slots,
+            frequency=columns.penalty(words, _FREQUENCY),
+            presence=columns.penalty(words, _PRESENCE),
+            repetition=columns.penalty(words, _REPETITION),
         )
 
 
 class _Columns:
     """Where each column of a step stands among the words that the host uploads for it."""
 
-    def __init__(self, size: int, shared_words: int) -> None:
+    def __init__(self, size: int, shared_words: int, *, penalizes: bool) -> None:
         self._size = size
         self._stride = -(-size // _ALIGNED_WORDS) * _ALIGNED_WORDS
         self._rows_at = 2 * self._stride
         self._integers_at = self._rows_at + ROW_WORDS * self._stride
         self._floats_at = self._integers_at + self._stride
         self._bans_at = self._floats_at + 3 * self._stride
-        self._shared_at = self._bans_at + 2 * MAX_BANS
+        self._penalties_at = self._bans_at + 2 * MAX_BANS
+        self._num_penalties = _NUM_PENALTIES if penalizes else 0
+        self._shared_at = self._penalties_at + self._num_penalties * self._stride
         self.num_words = self._shared_at + shared_words
 
     def seeds(self, words: torch.Tensor) -> torch.Tensor:
@@ -182,7 +206,11 @@ class _Columns:
         return words[start : start + self._size].view(torch.float32)
 
     def bans(self, words: torch.Tensor) -> torch.Tensor:
-        return words[self._bans_at : self._shared_at].view(2, MAX_BANS)
+        return words[self._bans_at : self._penalties_at].view(2, MAX_BANS)
+
+    def penalty(self, words: torch.Tensor, index: int) -> torch.Tensor:
+        start = self._penalties_at + index * self._stride
+        return words[start : start + self._size].view(torch.float32)
 
     def shared(self, words: torch.Tensor) -> torch.Tensor:
         return words[self._shared_at :]
@@ -210,7 +238,11 @@ class _Columns:
         for index, values in enumerate((state.temperature, state.top_p, state.min_p)):
             start = self._floats_at + index * stride
             words[start : start + self._size].view(np.float32)[:] = values[slots]
-        bans = words[self._bans_at : self._shared_at].reshape(2, MAX_BANS)
+        penalties = (state.penalties.frequency, state.penalties.presence, state.penalties.repetition)
+        for index, values in enumerate(penalties[: self._num_penalties]):
+            start = self._penalties_at + index * stride
+            words[start : start + self._size].view(np.float32)[:] = values[slots]
+        bans = words[self._bans_at : self._penalties_at].reshape(2, MAX_BANS)
         bans[0] = -1
         pairs = [(index, token_id) for index, row in enumerate(rows) for token_id in row.banned_token_ids]
         if pairs:

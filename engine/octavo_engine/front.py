@@ -24,6 +24,7 @@ from octavo_engine.clock import Clock
 from octavo_engine.compat.gateways import Gateways
 from octavo_engine.config import EngineConfig
 from octavo_engine.core_process import CoreProcess
+from octavo_engine.core_watch import CoreWatch, cpu_time_s
 from octavo_engine.draining import Draining
 from octavo_engine.identity import engine_info
 from octavo_engine.link import Link
@@ -43,7 +44,8 @@ if TYPE_CHECKING:
 
 EXIT_FAILED: Final = 70
 """Exit status after a failure that a restart may cure (sysexits EX_SOFTWARE)."""
-HEARTBEAT_S: Final = 0.25
+HEARTBEAT_S: Final = 0.1
+"""What other routers sent here a router knows from heartbeats alone where placement notes do not reach it."""
 
 _FLUSH_TIMEOUT_S = 10.0
 _CORE_STOP_S = 5.0
@@ -76,11 +78,18 @@ class Front:
         self._pages = ResidentPages(self._epoch)
         self._readiness = Readiness()
         self._gateways = Gateways(config)
+        self._watch = CoreWatch(lambda: cpu_time_s(core.pid), limit_s=config.stall_s)
         self._switchboard = Switchboard(
             clock=clock,
             max_waiting=config.max_waiting,
             max_waiting_tokens=config.max_waiting_tokens,
-            on_step=(self._metrics.take_step, self._pages.take_step, *self._gateways.on_step),
+            pages=self._pages,
+            on_step=(
+                self._metrics.take_step,
+                self._pages.take_step,
+                self._watch.take_step,
+                *self._gateways.on_step,
+            ),
             on_finish=(self._metrics.take_finished, self._spans.take_finished, log_finished),
         )
         self._service = EngineService(self._switchboard, self._pages)
@@ -178,6 +187,7 @@ class Front:
         validator = Validator(ready)
         info = engine_info(config, ready, validator, epoch=self._epoch, version=self._version)
         self._spans.model = ready.model_name
+        self._switchboard.load.open(ready.num_pages)
         self._switchboard.open(self._core, validator)
         self._service.open(info)
         self._gateways.open(info)
@@ -226,9 +236,11 @@ class Front:
 
     async def _pulse(self) -> None:
         while True:
+            now_ns = time.monotonic_ns()
+            silent_s = (now_ns - self._switchboard.last_frame_ns) / 1e9 if len(self._switchboard) else 0.0
+            self._switchboard.load.stalled = self._watch.is_stalled(silent_s, now_ns / 1e9)
             self._beat()
-            waited_s = (time.monotonic_ns() - self._switchboard.last_frame_ns) / 1e9
-            if len(self._switchboard) and waited_s > self._config.stall_s:
+            if self._switchboard.load.stalled:
                 await self._readiness.hold("stalled")
             else:
                 await self._readiness.release("stalled")

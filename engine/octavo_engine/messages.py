@@ -32,6 +32,9 @@ class Submit(msgspec.Struct, frozen=True, tag="submit", array_like=True):
     priority: int
     committed: list[bytes]
     finished_choices: list[int]
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    repetition_penalty: float = 1.0
 
 
 class Cancel(msgspec.Struct, frozen=True, tag="cancel", array_like=True):
@@ -148,6 +151,7 @@ class LoadReport(msgspec.Struct, frozen=True, array_like=True):
     prefill_tokens_per_s: float
     decode_s_per_sequence: float
     num_taken: int = 0
+    is_warming: bool = False
 
 
 class StepFrame(msgspec.Struct, frozen=True, tag="step", array_like=True):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from octavo_engine.backends.ops import Ops
 from octavo_engine.batch import Batch, block_tables_of, build_batch
 from octavo_engine.models.decoder import Decoder
+from octavo_engine.penalties import count_anew
 from octavo_engine.sequence import Sampled, StepPlan
 from octavo_engine.warm_up import warm_up_plans
 
@@ -26,6 +27,7 @@ class ModelRunner:
     """A runner that computes each step at once (`depth` 1)."""
 
     depth = 1
+    is_warm = True
 
     def __init__(self, decoder: Decoder, ops: Ops, *, page_size: int) -> None:
         self._decoder = decoder
@@ -42,7 +44,8 @@ class ModelRunner:
         if logits is None:
             return _Done(Sampled(token_ids=[], logprobs=[]))
         _ban(logits, batch)
-        ids, logprobs = self._ops.sample(logits, batch)
+        penalties = count_anew(plan.rows, self._decoder.config.vocab_size)
+        ids, logprobs = self._ops.sample(logits, replace(batch, penalties=penalties) if penalties else batch)
         return _Done(Sampled(token_ids=ids.tolist(), logprobs=logprobs.tolist()))
 
     def warm_up(self) -> None:
@@ -52,6 +55,9 @@ class ModelRunner:
         """
         for plan in warm_up_plans():
             self.launch(plan).result()
+
+    def warm_next(self) -> None:
+        """Do nothing: a step of one size is like any other."""
 
     def close(self) -> None:
         """Give threads back."""

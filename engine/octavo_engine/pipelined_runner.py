@@ -18,16 +18,17 @@ from octavo_kernels.step_inputs import ban_tokens
 
 from octavo_engine.backends.ops import Ops
 from octavo_engine.batch import Array, Batch, build_batch
-from octavo_engine.decode_step import MAX_BANS, DecodeStep, Shape, padded_size
+from octavo_engine.decode_step import MAX_BANS, DecodeStep, Shape, padded_size, step_sizes
 from octavo_engine.models.decoder import Decoder
 from octavo_engine.sequence import Row, Sampled, StepPlan
 from octavo_engine.shared_prefixes import SharedFinder
 from octavo_engine.slot_state import SlotState
 from octavo_engine.transfer import Download, Upload
-from octavo_engine.warm_up import chunk_plan, warm_up_plans
+from octavo_engine.warm_up import chunk_plan, penalty_plan, warm_up_plans
 
 _LEAST_WIDTH_TOKENS: Final = 1024
 _WARM_SIZES: Final = (100, 500, 1000, 1 << 30)  # tokens of a chunk; the last stands for the largest
+_WARM_WIDTHS: Final = 3  # of block tables: contexts up to 4096 tokens
 _WORDS_PER_ROW: Final = 320  # most of them for banned ids
 _WORDS_PER_TOKEN: Final = 8
 
@@ -72,10 +73,15 @@ class PipelinedRunner:
         self._stream = torch.cuda.Stream(device) if self._is_captured else None  # type: ignore[no-untyped-call]
         self._pool = torch.cuda.graph_pool_handle() if self._is_captured else None
         self._steps: dict[Shape, DecodeStep] = {}
+        self._to_capture = self._usual_shapes(max_sequences, max_len) if self._is_captured else []
         self._finder = SharedFinder(decoder.config, page_size)
         with self._on_stream():
             self._state = SlotState(
-                num_slots=max_sequences, max_pages=self._max_pages, page_size=page_size, device=device
+                num_slots=max_sequences,
+                max_pages=self._max_pages,
+                page_size=page_size,
+                vocab_size=decoder.config.vocab_size,
+                device=device,
             )
             words = max_step_tokens * _WORDS_PER_TOKEN + max_sequences * (3 * self._max_pages + _WORDS_PER_ROW) + 1024
             self._buffer = torch.empty(4 * words, dtype=torch.uint8, device=device)
@@ -106,6 +112,21 @@ class PipelinedRunner:
         for plan in (*warm_up_plans(), *(chunk_plan(size, self._page_size) for size in sizes)):
             self.launch(plan).result()
         self._state.forget()
+        if self._is_captured:
+            self.launch(penalty_plan()).result()
+            self._state.forget()
+            self._state.penalties.release()
+
+    @property
+    def is_warm(self) -> bool:
+        """Whether all usual steps of decodes are captured; the first request to need another one waits for it."""
+        return not self._to_capture
+
+    @torch.inference_mode()
+    def warm_next(self) -> None:
+        """Capture one more step of decodes."""
+        with self._on_stream():
+            self._step_of(self._to_capture.pop())
 
     def close(self) -> None:
         """Give memory back."""
@@ -121,7 +142,8 @@ class PipelinedRunner:
         for row in rows:
             self._state.note_decode(row)
         tiles = self._finder.find(rows)
-        return self._step_for(rows, shares=bool(tiles)).launch(rows, tiles)
+        penalizes = self._state.penalties.concern(rows)
+        return self._step_for(rows, shares=bool(tiles), penalizes=penalizes).launch(rows, tiles)
 
     def _launch_mixed(self, plan: StepPlan) -> Download | _NoTokens:
         rows, state = plan.rows, self._state
@@ -133,6 +155,9 @@ class PipelinedRunner:
         unread_tokens = upload.put(_column(at for at, _ in unread))
         unread_slots = upload.put(_column(slot for _, slot in unread))
         bans = upload.put(_bans(batch))
+        if state.penalties.concern(samplers):
+            penalties = state.penalties.columns(samplers, sampler_slots, upload.put)
+            batch = dataclasses.replace(batch, penalties=penalties)
         self._send_tables(rows, batch.block_tables, upload)
         if unread:
             batch.token_ids.index_copy_(0, unread_tokens, state.last_tokens[unread_slots])
@@ -151,9 +176,11 @@ class PipelinedRunner:
         upload.send()
         self._state.write_tables(rows, slots, tables)
 
-    def _step_for(self, rows: tuple[Row, ...], *, shares: bool) -> DecodeStep:
+    def _step_for(self, rows: tuple[Row, ...], *, shares: bool, penalizes: bool) -> DecodeStep:
         width = self._width_for(max(row.start for row in rows) + 1)
-        shape = Shape(padded_size(len(rows)), width, shares)
+        return self._step_of(Shape(padded_size(len(rows)), width, shares, penalizes))
+
+    def _step_of(self, shape: Shape) -> DecodeStep:
         step = self._steps.get(shape)
         if step is None:
             step = self._steps[shape] = DecodeStep(self._decoder, self._ops, self._state, shape)
@@ -167,6 +194,15 @@ class PipelinedRunner:
         while tokens < num_tokens:
             tokens *= 2
         return min(-(-tokens // self._page_size), self._max_pages)
+
+    def _usual_shapes(self, max_sequences: int, max_len: int) -> list[Shape]:
+        """Return what `warm_next` captures, last one first.
+
+        Of one width the largest comes first: its temporary tensors make room for those of the others.
+        """
+        lengths = [_LEAST_WIDTH_TOKENS << power for power in range(_WARM_WIDTHS)]
+        widths = sorted({self._width_for(min(length, max_len)) for length in lengths}, reverse=True)
+        return [Shape(size, width) for width in widths for size in step_sizes(max_sequences)]
 
     def _on_stream(self) -> AbstractContextManager[object]:
         return nullcontext() if self._stream is None else torch.cuda.stream(self._stream)

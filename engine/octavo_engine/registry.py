@@ -15,8 +15,10 @@ import structlog
 from octavo.redis_client import connect, heed_cancellation
 from octavo.redis_keys import (
     FLEET_MAXLEN,
+    FLEET_TTL_MS,
     LEASE_PERIOD_S,
     LEASE_TTL_MS,
+    PAGES_MAX_ENTRY_BYTES,
     PAGES_MAXLEN,
     PAGES_TTL_MS,
     Entry,
@@ -38,7 +40,7 @@ class Registry:
     """An engine's presence in Redis.
 
     Args:
-        url: redis://host:port/db.
+        url: see `octavo.redis_url`.
         keys: names of keys.
         info: facts about the engine.
         address: where routers dial.
@@ -70,9 +72,10 @@ class Registry:
         self._writing = asyncio.Lock()
 
     def publish(self, events: engine_pb2.PageEvents) -> None:
-        """Queue a page-event message. Too many drop the oldest: routers see the gap."""
-        self._events.append(events.SerializeToString())
-        self._changed.set()
+        """Queue a page-event message. One that is very long is left out, and too many drop the oldest: routers see gaps."""
+        if events.ByteSize() <= PAGES_MAX_ENTRY_BYTES:
+            self._events.append(events.SerializeToString())
+            self._changed.set()
 
     async def run(self) -> None:
         """Renew the lease and write page events until cancelled."""
@@ -119,13 +122,22 @@ class Registry:
                 }
                 pipeline.hset(lease, mapping=fields)
                 pipeline.pexpire(lease, LEASE_TTL_MS)
-                pipeline.pexpire(pages, PAGES_TTL_MS)
             if not self._is_announced:
                 self._add_notice(pipeline, "join")
             for message in events:
                 pipeline.xadd(pages, {Entry.EVENTS: message}, maxlen=PAGES_MAXLEN, approximate=True)
-            await pipeline.execute()
+            if is_lease_due or events:  # last: an entry may have made the stream anew
+                pipeline.pexpire(pages, PAGES_TTL_MS)
+            results = await pipeline.execute()
+        was_lease_lost = self._is_announced and is_lease_due and results[0] > 0  # HSET added fields
         self._is_announced = True
+        if was_lease_lost:  # Redis was emptied, or this process stood still: routers may have forgotten it
+            await self._write_notice("join")
+
+    async def _write_notice(self, kind: str) -> None:
+        async with self._redis.pipeline(transaction=False) as pipeline:
+            self._add_notice(pipeline, kind)
+            await pipeline.execute()
 
     async def _write_leave(self, kind: str) -> None:
         async with self._redis.pipeline(transaction=False) as pipeline:
@@ -136,6 +148,7 @@ class Registry:
     def _add_notice(self, pipeline: redis.asyncio.client.Pipeline, kind: str) -> None:
         fields: Fields = {Entry.KIND: kind, Entry.ENGINE_ID: self._info.engine_id}
         pipeline.xadd(self._keys.fleet, fields, maxlen=FLEET_MAXLEN, approximate=True)
+        pipeline.pexpire(self._keys.fleet, FLEET_TTL_MS)
 
     async def _attempt(self, write: Awaitable[None]) -> None:
         try:

@@ -258,7 +258,7 @@ class Roster:
             pages_in_use=self.pool.num_in_use,
             pages_cached=self.pool.num_cached,
             pages_free=self.pool.num_free,
-            prefill_tokens_per_s=self.budget.prefill_tokens_per_s,
+            prefill_tokens_per_s=self.budget.sustained_prefill_tokens_per_s,
             decode_s_per_sequence=self.budget.decode_s_per_sequence,
         )
 

@@ -26,8 +26,17 @@ class Runner(Protocol):
 
     depth: int
 
+    @property
+    def is_warm(self) -> bool:
+        """Whether steps of every usual size have been prepared; until then `warm_next` has something to do."""
+        ...
+
     def launch(self, plan: StepPlan) -> InFlight:
         """Start a step: apply `plan.copies`, compute every row, sample where a row asks for it."""
+        ...
+
+    def warm_next(self) -> None:
+        """Prepare steps of one more size; called while there is nothing to compute. Well below a second, if compiled."""
         ...
 
     def close(self) -> None:

@@ -23,11 +23,19 @@ class Sampling:
     top_k: int = 0
     top_p: float = 1.0
     min_p: float = 0.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    repetition_penalty: float = 1.0
     seed: int = 0
     max_tokens: int = 16
     min_tokens: int = 0
     stop_token_ids: frozenset[int] = frozenset()
     n: int = 1
+
+    @property
+    def has_penalties(self) -> bool:
+        """Whether what a sequence holds already makes tokens more or less likely."""
+        return self.frequency_penalty != 0 or self.presence_penalty != 0 or self.repetition_penalty != 1
 
 
 class Priority(enum.IntEnum):

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from octavo_engine.batch import Array, signed
+from octavo_engine.penalties import SlotPenalties
 from octavo_engine.sequence import Row
 
 _WIDTH_STEP: Final = 4  # rows of 16 bytes: kernels are compiled for aligned tables
@@ -26,15 +27,19 @@ class SlotState:
         num_slots: most sequences that run at once.
         max_pages: most pages of a sequence.
         page_size: tokens a page.
+        vocab_size: number of token ids.
         device: of the tensors.
 
     Attributes:
         tables: [num_slots + 1, max_pages] int32 on the device.
         last_tokens: [num_slots + 1] int64 on the device, what each slot sampled last.
         seeds, temperature, top_k, top_p, min_p: [num_slots + 1] on the host, how each occupant samples.
+        penalties: each occupant's.
     """
 
-    def __init__(self, *, num_slots: int, max_pages: int, page_size: int, device: torch.device) -> None:
+    def __init__(
+        self, *, num_slots: int, max_pages: int, page_size: int, vocab_size: int, device: torch.device
+    ) -> None:
         rows = num_slots + 1
         self.padding = num_slots
         self.page_size = page_size
@@ -46,6 +51,7 @@ class SlotState:
         self.top_k = np.zeros(rows, dtype=np.int32)
         self.top_p = np.ones(rows, dtype=np.float32)
         self.min_p = np.zeros(rows, dtype=np.float32)
+        self.penalties = SlotPenalties(num_rows=rows, vocab_size=vocab_size, device=device)
         self._host_tables = np.zeros((rows, max_pages), dtype=np.int32)
         self._generations = [-1] * rows
         self._num_known = [0] * rows
@@ -102,3 +108,4 @@ class SlotState:
         self.top_k[slot] = sampling.top_k
         self.top_p[slot] = sampling.top_p
         self.min_p[slot] = sampling.min_p
+        self.penalties.occupy(slot, row.sequence)

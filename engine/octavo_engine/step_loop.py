@@ -98,6 +98,7 @@ class StepLoop:
         self._deferred: list[messages.Command] = []
         self._is_stopping = False
         self._has_work = False
+        self._is_warming = not runner.is_warm
         self._is_littered = False  # whether requests came since the last full collection
         self._num_taken = 0
         self._num_frames = 0
@@ -111,6 +112,8 @@ class StepLoop:
             FrontGone: the front process is gone.
             StepLoopFailed: steps keep failing.
         """
+        if self._is_warming:
+            self._tell_load()
         while not self._is_stopping:
             self._intake()
             plan = self._plan()
@@ -135,16 +138,37 @@ class StepLoop:
                 return
 
     def _rest(self) -> list[messages.Command]:
-        """Wait for the front, and collect garbage: now nobody waits for a token."""
+        """Wait for the front; tidy up and prepare, for now nobody waits for a token."""
         gc.collect(1)
         patience_s = self._patience_s()
-        if patience_s is not None or not self._is_littered:
+        if patience_s is not None or not (self._is_littered or self._is_warming):
             return self._pipe.wait(patience_s)
         commands = self._pipe.wait(QUIET_S)
-        if not commands:
+        if not commands and self._is_littered:
             gc.collect()
             self._is_littered = False
+        while not commands and self._is_warming:
+            self._warm_next()
+            commands = self._pipe.poll()
         return commands
+
+    def _warm_next(self) -> None:
+        """Let the runner prepare steps of one more size; tell the front when none is left."""
+        try:
+            self._runner.warm_next()
+            self._is_warming = not self._runner.is_warm
+        except Exception as error:  # steps of this size may never be asked for
+            _log.error("warm_up_failed", exc_info=error)
+            if _is_sticky(error):
+                raise StepLoopFailed from error
+            self._is_warming = False
+        if not self._is_warming:
+            self._tell_load()
+
+    def _tell_load(self) -> None:
+        now = self._clock()
+        self._num_frames += 1
+        self._pipe.send(self._frame(_Result(StepOutcome(), now, now, 0)))
 
     def _plan(self) -> StepPlan | None:
         return self._scheduler.plan(self._clock())
@@ -251,7 +275,9 @@ class StepLoop:
             ends=outcome.ends,
             pages_stored=outcome.pages_stored,
             pages_evicted=outcome.pages_evicted,
-            load=msgspec.structs.replace(self._scheduler.load(), num_taken=self._num_taken),
+            load=msgspec.structs.replace(
+                self._scheduler.load(), num_taken=self._num_taken, is_warming=self._is_warming
+            ),
         )
 
 
@@ -265,6 +291,9 @@ def request_of(command: messages.Submit) -> Request:
             top_k=command.top_k,
             top_p=command.top_p,
             min_p=command.min_p,
+            frequency_penalty=command.frequency_penalty,
+            presence_penalty=command.presence_penalty,
+            repetition_penalty=command.repetition_penalty,
             seed=command.seed,
             max_tokens=command.max_tokens,
             min_tokens=command.min_tokens,

@@ -35,6 +35,7 @@ class Validator:
 
     def __init__(self, facts: messages.Ready) -> None:
         self._facts = facts
+        self.page_size = facts.page_size
         self.page_hash_root = root_hash(
             model_revision=facts.model_revision,
             tokenizer_revision=facts.tokenizer_revision,
@@ -98,6 +99,9 @@ class Validator:
             priority=int(_PRIORITIES[submit.priority]),
             committed=[token_bytes(output.token_ids) for output in submit.committed],
             finished_choices=[choice for choice, output in enumerate(submit.committed) if output.finished],
+            frequency_penalty=sampling.frequency_penalty,
+            presence_penalty=sampling.presence_penalty,
+            repetition_penalty=sampling.repetition_penalty if sampling.HasField("repetition_penalty") else 1.0,
         )
 
     def _check_ids(self, token_ids: Sequence[int], field: str) -> None:

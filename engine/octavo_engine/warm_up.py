@@ -31,6 +31,11 @@ def chunk_plan(num_tokens: int, page_size: int) -> StepPlan:
     return StepPlan(step_id=0, rows=(_row(0, _SAMPLINGS[0], 0, num_tokens, -(-num_tokens // page_size)),))
 
 
+def penalty_plan() -> StepPlan:
+    """Return a step of one chunk whose token is drawn with a penalty. It writes to page 0."""
+    return StepPlan(step_id=0, rows=(_row(0, Sampling(repetition_penalty=1.1), 0, 2),))
+
+
 def _row(slot: int, sampling: Sampling, start: int, num_tokens: int, num_pages: int = 1) -> Row:
     request = Request(key=slot, prompt=[0] * (start + num_tokens), sampling=sampling)
     return Row(

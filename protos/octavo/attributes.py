@@ -24,6 +24,7 @@ class Span:
     CLIENT_GENERATE: Final = "client.generate"
     ROUTER_GENERATE: Final = "router.generate"
     ROUTER_TOKENIZE: Final = "router.tokenize"
+    ROUTER_QUEUE: Final = "router.queue"
     ROUTER_ROUTE: Final = "router.route"
     ENGINE_GENERATE: Final = "engine.generate"
     ENGINE_QUEUE: Final = "engine.queue"
@@ -38,6 +39,7 @@ class Event:
     PREFILL_CHUNK: Final = "octavo.prefill_chunk"
     PREEMPTED: Final = "octavo.preempted"
     MOVED: Final = "octavo.moved"
+    RESUMED: Final = "octavo.resumed"
 
 
 class Attribute:
@@ -64,6 +66,9 @@ class Attribute:
     MATCHED_PAGES: Final = "octavo.matched_pages"
     ROUTE_REASON: Final = "octavo.route.reason"
     ROUTE_CANDIDATES: Final = "octavo.route.candidates"
+    QUEUE_S: Final = "octavo.queue_s"
+    EXPECTED_TOKENS: Final = "octavo.expected_tokens"
+    SERVICE_CLASS: Final = "octavo.service_class"
     TTFT_S: Final = "octavo.ttft_s"
     PREFILL_STEPS: Final = "octavo.prefill.num_steps"
     PREFILL_TOKENS: Final = "octavo.prefill.num_tokens"
@@ -93,6 +98,9 @@ class Metric:
     ROUTER_DURATION: Final = "octavo_router_request_duration_seconds"
     ROUTER_STAGE: Final = "octavo_router_stage_duration_seconds"
     ROUTER_IN_FLIGHT: Final = "octavo_router_requests_in_flight"
+    ROUTER_QUEUED: Final = "octavo_router_requests_queued"
+    ROUTER_QUEUE_WAIT: Final = "octavo_router_queue_wait_seconds"
+    ROUTER_REFUSALS: Final = "octavo_router_refusals_total"
     ROUTER_PROMPT_TOKENS: Final = "octavo_router_prompt_tokens_total"
     ROUTER_CACHED_TOKENS: Final = "octavo_router_cached_tokens_total"
     ROUTER_OUTPUT_TOKENS: Final = "octavo_router_output_tokens_total"

@@ -61,10 +61,11 @@ def chain(root: bytes, token_ids: Sequence[int], page_size: int) -> list[bytes]:
     """Return the hashes of every full page of `token_ids`, in order; a partial last page has none."""
     raw = token_bytes(token_ids)
     stride = 4 * page_size
+    sha256 = hashlib.sha256  # looked up once: a router hashes every page of every prompt
     hashes: list[bytes] = []
     parent = root
     for start in range(0, len(raw) - stride + 1, stride):
-        parent = hashlib.sha256(parent + raw[start : start + stride]).digest()[:HASH_BYTES]
+        parent = sha256(parent + raw[start : start + stride]).digest()[:HASH_BYTES]
         hashes.append(parent)
     return hashes
 
@@ -72,3 +73,11 @@ def chain(root: bytes, token_ids: Sequence[int], page_size: int) -> list[bytes]:
 def short_hash(full: bytes) -> int:
     """Return the first 8 bytes of a page hash as a little-endian number: the form in events and directories."""
     return int.from_bytes(full[:SHORT_HASH_BYTES], "little")
+
+
+def short_hashes(hashes: Sequence[bytes]) -> list[int]:
+    """Return `short_hash` of each page hash, at a fraction of the cost of calling it for each."""
+    words = array("Q", b"".join(hashes))
+    if sys.byteorder != "little":
+        words.byteswap()
+    return words[:: HASH_BYTES // SHORT_HASH_BYTES].tolist()

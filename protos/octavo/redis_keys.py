@@ -5,7 +5,8 @@
     {prefix}pages:{id}:{epoch}  STREAM  PageEvents messages of one engine process; expires with it
     {prefix}placements          STREAM  what routers dispatched where, so that all see work in flight
 
-Field names of the lease hash are in `Lease`; those of stream entries in `Entry`.
+Field names of the lease hash are in `Lease`; those of stream entries in `Entry`. Every key is bounded in length and
+in the size of its entries, and expires when nobody writes it any more. Redis 6.2 and Valkey know all commands used.
 """
 
 from __future__ import annotations
@@ -17,8 +18,11 @@ LEASE_TTL_MS: Final = 1500
 LEASE_PERIOD_S: Final = 0.4
 PAGES_TTL_MS: Final = 60_000
 PAGES_MAXLEN: Final = 4096
+PAGES_MAX_ENTRY_BYTES: Final = 1 << 16
+FLEET_TTL_MS: Final = 3_600_000
 FLEET_MAXLEN: Final = 10_000
-PLACEMENTS_MAXLEN: Final = 50_000
+PLACEMENTS_TTL_MS: Final = 60_000
+PLACEMENTS_MAXLEN: Final = 10_000  # many times what routers read behind
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Iterator
 from typing import Final
 
@@ -12,6 +13,11 @@ from octavo.v1 import types_pb2
 MAX_CHOICES: Final = 8
 MAX_TEMPERATURE: Final = 100.0
 MAX_STOP_TOKEN_IDS: Final = 128
+MAX_PENALTY: Final = 2.0
+"""Largest frequency and presence penalty; the negative is the least."""
+MIN_REPETITION_PENALTY: Final = 0.01
+MAX_REPETITION_PENALTY: Final = 100.0
+"""Beyond these bounds logits would leave the range of the types that hold them."""
 INVALID_SAMPLING: Final = "invalid_sampling"
 """Reason of the error; its field says what is wrong."""
 
@@ -44,6 +50,20 @@ def _rules(sampling: types_pb2.SamplingParams, vocab_size: int) -> Iterator[tupl
         f"is {sampling.top_p:g}; it must be a number above 0, at most 1",
     )
     yield _within(sampling.min_p, 0, 1), "min_p", f"is {sampling.min_p:g}; it must be a number from 0 to 1"
+    for field in ("frequency_penalty", "presence_penalty"):
+        value = getattr(sampling, field)
+        yield (
+            _within(value, -MAX_PENALTY, MAX_PENALTY),
+            field,
+            f"is {value:g}; it must be a number from {-MAX_PENALTY:g} to {MAX_PENALTY:g}",
+        )
+    # The bound as clients can say it: a 32-bit 0.01 is a little less than 0.01.
+    least, value = array("f", [MIN_REPETITION_PENALTY])[0], sampling.repetition_penalty
+    yield (
+        not sampling.HasField("repetition_penalty") or _within(value, least, MAX_REPETITION_PENALTY),
+        "repetition_penalty",
+        f"is {value:g}; it must be a number from {MIN_REPETITION_PENALTY:g} to {MAX_REPETITION_PENALTY:g}; 1 is off",
+    )
     yield sampling.n <= MAX_CHOICES, "n", f"is {sampling.n}; the limit is {MAX_CHOICES}"
     yield (
         not sampling.max_tokens or sampling.min_tokens <= sampling.max_tokens,

@@ -17,12 +17,13 @@ from typing import Annotated, Any, ClassVar, Final, Literal, TypeVar, get_args
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 
+from octavo.redis_url import parse_redis_url
+
 EXIT_CONFIG: Final = 78
 """Exit status of a process whose configuration is wrong (sysexits EX_CONFIG): a restart would not help."""
 
 _OTEL_ENDPOINT: Final = "OTEL_EXPORTER_OTLP_ENDPOINT"
 _ADDRESS: Final = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\s:\[\]=,]+):(\d{1,5})")
-_REDIS_SCHEMES: Final = ("redis://", "rediss://", "unix://")
 
 
 class ConfigError(Exception):
@@ -52,15 +53,14 @@ def split_address(address: str) -> tuple[str, int]:
 
 
 def _check_redis_url(value: str) -> str:
-    if not value.startswith(_REDIS_SCHEMES):
-        raise ValueError("must start with redis://, rediss:// or unix://")
+    parse_redis_url(value)
     return value
 
 
 Address = Annotated[str, AfterValidator(check_address)]
 """A "host:port"."""
 RedisUrl = Annotated[str, AfterValidator(_check_redis_url)]
-"""A "redis://host:port/db"."""
+"""A "redis://host:port/db", or another form that `octavo.redis_url` knows."""
 
 
 class Settings(BaseModel):
@@ -77,7 +77,9 @@ class Settings(BaseModel):
     ready_file: Path | None = Field(None, description="JSON with the bound addresses, written when the process serves")
     exit_with_stdin: bool = Field(False, description="stop when standard input ends")
     drain_grace_s: float = Field(30.0, ge=0, le=86_400, description="time that running requests get when draining")
-    redis_prefix: str = Field("octavo:", description="prefix of every key in Redis")
+    redis_prefix: str = Field(
+        "octavo:", pattern=r"^[A-Za-z0-9_.:/{}\-]{0,64}$", description="prefix of every key in Redis"
+    )
     otlp_endpoint: str | None = Field(
         None, description=f"OTLP/gRPC endpoint for traces; default: {_OTEL_ENDPOINT}, else none"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from support.tiny_models import CONFIGS, VOCAB, alone, engine, write_model
 NUM_TOKENS = 64
 
 
-def hugging_face_tokens(model: transformers.PreTrainedModel, prompt: list[int]) -> list[int]:
+def hugging_face_tokens(model: transformers.PreTrainedModel, prompt: list[int], **options: Any) -> list[int]:
     with torch.inference_mode():
         output = model.generate(
             torch.tensor([prompt]),
@@ -27,6 +28,7 @@ def hugging_face_tokens(model: transformers.PreTrainedModel, prompt: list[int]) 
             min_new_tokens=NUM_TOKENS,
             eos_token_id=None,
             pad_token_id=0,
+            **options,
         )
     return output[0, len(prompt) :].tolist()
 
@@ -41,6 +43,41 @@ def test_tiny_model_gives_the_tokens_of_transformers(name: str, device: str, tmp
     outputs = octavo.generate([submit(key, prompt, NUM_TOKENS) for key, prompt in enumerate(prompts)])
     for key, prompt in enumerate(prompts):
         assert outputs[key, 0].token_ids == hugging_face_tokens(model, prompt), f"prompt of {len(prompt)} tokens"
+
+
+class OutputPenalties(transformers.LogitsProcessor):
+    """Frequency and presence penalties as OpenAI defines them."""
+
+    def __init__(self, num_prompt: int, frequency: float, presence: float) -> None:
+        self._num_prompt, self._frequency, self._presence = num_prompt, frequency, presence
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        counts = input_ids[0, self._num_prompt :].bincount(minlength=VOCAB).float()
+        return scores - self._frequency * counts - self._presence * (counts > 0).float()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_penalties_give_the_tokens_of_transformers(device: str, tmp_path: Path) -> None:
+    model = write_model(tmp_path, "llama")
+    rng = random.Random(4)
+    prompts = [[rng.randrange(3, VOCAB) for _ in range(length)] for length in (1, 16, 40)]
+    octavo = engine(tmp_path, device=device, max_step_tokens=48)
+    outputs = octavo.generate(
+        [
+            submit(key, prompts[key // 2], NUM_TOKENS, **style)
+            for key, style in enumerate(
+                [{"repetition_penalty": 1.3}, {"frequency_penalty": 0.5, "presence_penalty": 1.0}] * 3
+            )
+        ]
+    )
+    for index, prompt in enumerate(prompts):
+        repetition = hugging_face_tokens(model, prompt, repetition_penalty=1.3)
+        processors = transformers.LogitsProcessorList([OutputPenalties(len(prompt), 0.5, 1.0)])
+        output_penalties = hugging_face_tokens(model, prompt, logits_processor=processors)
+        plain = hugging_face_tokens(model, prompt)
+        assert plain not in (repetition, output_penalties), "penalties that change nothing show nothing"
+        assert outputs[2 * index, 0].token_ids == repetition, f"prompt of {len(prompt)} tokens"
+        assert outputs[2 * index + 1, 0].token_ids == output_penalties, f"prompt of {len(prompt)} tokens"
 
 
 def test_window_and_rope_scaling_reach_the_forward_pass(tmp_path: Path) -> None:

@@ -9,18 +9,20 @@ import pytest
 from support.core_submit import submit
 from support.tiny_models import VOCAB, engine, write_model
 
+PENALTIES = {"frequency_penalty": 0.8, "presence_penalty": -0.2, "repetition_penalty": 1.4}
+
 
 @pytest.mark.timeout(240)
 def test_triton_engine_gives_the_tokens_of_the_torch_engine(tmp_path: Path) -> None:
-    """Prefill in chunks mixed with decodes, a fork's copied page, greedy and seeded: six tokens of a tiny Qwen3."""
+    """Prefill in chunks mixed with decodes, a fork's copied page, greedy and seeded, penalties: six tokens of a tiny Qwen3."""
     write_model(tmp_path, "qwen3")
     rng = random.Random(9)
-    prompts = [[rng.randrange(3, VOCAB) for _ in range(length)] for length in (5, 18)]
+    prompts = [[rng.randrange(3, VOCAB) for _ in range(length)] for length in (5, 33)]
     requests = [
         submit(0, prompts[0], 6),
-        submit(1, prompts[1], 4, temperature=0.8, top_k=20, top_p=0.9, seed=4, n=2),
+        submit(1, prompts[1], 4, temperature=0.8, top_k=20, top_p=0.9, seed=4, n=2, **PENALTIES),
     ]
-    settings = {"max_step_tokens": 16, "num_pages": 16, "max_model_len": 64, "max_sequences": 4}
+    settings = {"max_step_tokens": 35, "num_pages": 16, "max_model_len": 64, "max_sequences": 4}
     expected = engine(tmp_path, backend="torch", **settings).generate(requests)
     outputs = engine(tmp_path, backend="triton", device="auto", **settings).generate(requests)
     assert {at: output.token_ids for at, output in outputs.items()} == {

@@ -5,6 +5,7 @@ Run as a program, it takes the place of `python -m octavo_engine.core`. The envi
     OCTAVO_FAKE_STEP_GATE   FIFO: each step takes one byte from it before it ends
     OCTAVO_FAKE_LOAD_GATE   FIFO: loading takes one byte from it before it ends
     OCTAVO_FAKE_DEPTH       steps in flight, default 1
+    OCTAVO_FAKE_TOKENIZER   revision of the tokenizer that the model claims to have
 """
 
 from __future__ import annotations
@@ -43,12 +44,17 @@ def expected_tokens(prompt: list[int], num_tokens: int, seed: int = 0) -> list[i
 class FakeRunner:
     """Computes steps by arithmetic."""
 
+    is_warm = True
+
     def __init__(self, gate: int | None, depth: int) -> None:
         self.depth = depth
         self._gate = gate
 
     def launch(self, plan: StepPlan) -> FakeStep:
         return FakeStep(plan, self._gate)
+
+    def warm_next(self) -> None:
+        raise AssertionError("warm already")
 
     def close(self) -> None:
         if self._gate is not None:
@@ -92,7 +98,7 @@ def load(config: EngineConfig, progress: Callable[[str, float], None]) -> Loaded
         facts=ModelFacts(
             name=config.model_name or "fake",
             revision="revision",
-            tokenizer_revision="tokenizer",
+            tokenizer_revision=os.environ.get("OCTAVO_FAKE_TOKENIZER", "tokenizer"),
             max_model_len=config.max_model_len or 4096,
             vocab_size=VOCAB_SIZE,
             eos_token_ids=(EOS,),

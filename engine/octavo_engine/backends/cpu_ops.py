@@ -13,7 +13,7 @@ from octavo_kernels.cpu.rows import add_rms_norm, rms_norm, silu_mul
 
 from octavo_engine.backends.cpu_linear import CpuLinear, PackedLinear
 from octavo_engine.backends.row_threads import RowThreads
-from octavo_engine.batch import Batch
+from octavo_engine.batch import Batch, Penalties
 from octavo_engine.models.config import ModelConfig
 from octavo_engine.models.rope import cos_sin_table
 from octavo_engine.models.weights import Linear
@@ -153,10 +153,10 @@ class CpuOps:
         """Return ids and log-probabilities of the sampling rows."""
         ids = torch.empty(len(logits), dtype=torch.int64)
         logprobs = torch.empty(len(logits), dtype=torch.float32)
-        reference.sample(
-            logits, batch.temperature, batch.top_k, batch.top_p, batch.min_p, batch.seeds, batch.output_positions,
-            ids, logprobs,
-        )  # fmt: skip
+        columns = (batch.temperature, batch.top_k, batch.top_p, batch.min_p, batch.seeds, batch.output_positions)
+        reference.sample(logits, *columns, ids, logprobs)
+        if batch.penalties is not None:
+            _sample_penalized(logits, columns, batch.penalties, ids, logprobs)
         return ids, logprobs
 
     def copy_pages(self, copies: tuple[tuple[int, int], ...]) -> None:
@@ -167,6 +167,31 @@ class CpuOps:
     def _offsets(self, layer: int) -> tuple[np.int64, np.int64]:
         start, step = layer * self._pool.stride(1), self._pool.stride(2)
         return np.int64(start), np.int64(start + step)
+
+
+def _sample_penalized(
+    logits: torch.Tensor,
+    columns: tuple[torch.Tensor, ...],
+    penalties: Penalties,
+    ids: torch.Tensor,
+    logprobs: torch.Tensor,
+) -> None:
+    """Sample the rows with penalties again, and replace what was sampled without them."""
+    tallies, frequency, presence, repetition = (
+        penalties.tallies, penalties.frequency, penalties.presence, penalties.repetition,
+    )  # fmt: skip
+    rows = torch.nonzero((frequency != 0) | (presence != 0) | (repetition != 1))[:, 0]
+    penalized = torch.empty(len(rows), logits.shape[1], dtype=torch.float32)
+    reference.penalize(
+        logits[rows], tallies, penalties.slots[rows], frequency[rows], presence[rows], repetition[rows], penalized
+    )
+    taken, ignored = torch.empty_like(rows), torch.empty(len(rows), dtype=torch.float32)
+    temperature, top_k, top_p, min_p, seeds, positions = (column[rows] for column in columns)
+    reference.sample(penalized, temperature, top_k, top_p, min_p, seeds, positions, taken, ignored)
+    penalized_ids = ids.index_copy(0, rows, taken)
+    reference.take_penalized(
+        logits, penalized_ids, tallies, penalties.slots, frequency, presence, repetition, ids, logprobs
+    )
 
 
 def _flat(x: torch.Tensor) -> np.ndarray[Any, Any]:

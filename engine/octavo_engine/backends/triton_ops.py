@@ -12,6 +12,7 @@ from octavo_kernels.extend_attention import paged_extend
 from octavo_kernels.heuristics import CHUNK
 from octavo_kernels.matmul import matmul, matmul_silu
 from octavo_kernels.norm import add_rmsnorm, rmsnorm
+from octavo_kernels.penalties import penalize, take_penalized
 from octavo_kernels.rope_write import rope_qknorm_write
 from octavo_kernels.sampling import sample, sample_workspace_size
 
@@ -153,7 +154,24 @@ class TritonOps:
         return out
 
     def sample(self, logits: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return ids and log-probabilities of the sampling rows."""
+        """Return ids and log-probabilities of the sampling rows.
+
+        A step with penalties samples twice. Rows without any must have the bits that they have in a step of their own,
+        where kernels read logits of another type; and log-probabilities are those of the logits without penalties.
+        """
+        ids, logprobs = self._sample(logits, batch)
+        penalties = batch.penalties
+        if penalties is not None:
+            columns = (
+                penalties.tallies, penalties.slots, penalties.frequency, penalties.presence, penalties.repetition,
+            )  # fmt: skip
+            penalized = torch.empty(logits.shape, dtype=torch.float32, device=self._device)
+            penalize(logits, *columns, penalized)
+            penalized_ids, _ = self._sample(penalized, batch)
+            take_penalized(logits, penalized_ids, *columns, ids, logprobs)
+        return ids, logprobs
+
+    def _sample(self, logits: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         ids = torch.empty(len(logits), dtype=torch.int64, device=self._device)
         logprobs = torch.empty(len(logits), dtype=torch.float32, device=self._device)
         sample(

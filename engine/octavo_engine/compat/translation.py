@@ -47,6 +47,9 @@ def _sampling(params: Any) -> types_pb2.SamplingParams:
         top_k=params.top_k,
         top_p=params.top_p or 1.0,
         min_p=params.min_p,
+        frequency_penalty=params.frequency_penalty,
+        presence_penalty=params.presence_penalty,
+        repetition_penalty=params.repetition_penalty or 1.0,
         seed=params.seed & SEED_MASK if params.HasField("seed") else secrets.randbits(64),
         max_tokens=params.max_tokens,
         min_tokens=params.min_tokens,
@@ -70,13 +73,6 @@ def _rules(request: Any) -> Iterator[tuple[bool, str, str]]:
         not params.HasField("max_tokens") or params.max_tokens > 0,
         "sampling_params.max_tokens",
         "is 0; leave it out for as many as the model's context allows",
-    )
-    for field in ("frequency_penalty", "presence_penalty"):
-        yield getattr(params, field) == 0, f"sampling_params.{field}", "is not supported by this engine; set it to 0"
-    yield (
-        params.repetition_penalty in {0, 1},
-        "sampling_params.repetition_penalty",
-        "is not supported by this engine; set it to 1",
     )
     yield not params.logit_bias, "sampling_params.logit_bias", "is not supported by this engine"
     yield (

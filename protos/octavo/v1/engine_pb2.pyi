@@ -603,6 +603,8 @@ class Load(google.protobuf.message.Message):
     DECODE_S_PER_SEQUENCE_FIELD_NUMBER: builtins.int
     STEP_ID_FIELD_NUMBER: builtins.int
     DRAINING_FIELD_NUMBER: builtins.int
+    WARMING_FIELD_NUMBER: builtins.int
+    STALLED_FIELD_NUMBER: builtins.int
     num_waiting: builtins.int
     """Requests waiting for admission."""
     waiting_tokens: builtins.int
@@ -623,6 +625,12 @@ class Load(google.protobuf.message.Message):
     """Last step finished."""
     draining: builtins.bool
     """The engine drains: it takes nothing new."""
+    warming: builtins.bool
+    """While idle, the engine still prepares steps of usual sizes; until then the first request to need one waits for it."""
+    stalled: builtins.bool
+    """The core owes results, but neither reports nor computes: what runs there should go on elsewhere. False again if it
+    wakes up.
+    """
     def __init__(
         self,
         *,
@@ -636,8 +644,10 @@ class Load(google.protobuf.message.Message):
         decode_s_per_sequence: builtins.float = ...,
         step_id: builtins.int = ...,
         draining: builtins.bool = ...,
+        warming: builtins.bool = ...,
+        stalled: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["decode_s_per_sequence", b"decode_s_per_sequence", "draining", b"draining", "num_running", b"num_running", "num_waiting", b"num_waiting", "pages_cached", b"pages_cached", "pages_free", b"pages_free", "pages_in_use", b"pages_in_use", "prefill_tokens_per_s", b"prefill_tokens_per_s", "step_id", b"step_id", "waiting_tokens", b"waiting_tokens"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["decode_s_per_sequence", b"decode_s_per_sequence", "draining", b"draining", "num_running", b"num_running", "num_waiting", b"num_waiting", "pages_cached", b"pages_cached", "pages_free", b"pages_free", "pages_in_use", b"pages_in_use", "prefill_tokens_per_s", b"prefill_tokens_per_s", "stalled", b"stalled", "step_id", b"step_id", "waiting_tokens", b"waiting_tokens", "warming", b"warming"]) -> None: ...
 
 Global___Load: typing_extensions.TypeAlias = Load
 

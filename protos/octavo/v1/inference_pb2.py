@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from octavo.v1 import types_pb2 as octavo_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19octavo/v1/inference.proto\x12\toctavo.v1\x1a\x15octavo/v1/types.proto\"n\n\x05Input\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12$\n\x04\x63hat\x18\x02 \x01(\x0b\x32\x14.octavo.v1.ChatInputH\x00\x12\'\n\x06tokens\x18\x03 \x01(\x0b\x32\x15.octavo.v1.TokenInputH\x00\x42\x06\n\x04kind\"5\n\tChatInput\x12(\n\x08messages\x18\x01 \x03(\x0b\x32\x16.octavo.v1.ChatMessage\"\x19\n\nTokenInput\x12\x0b\n\x03ids\x18\x01 \x03(\r\"\xc1\x01\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x1f\n\x05input\x18\x02 \x01(\x0b\x32\x10.octavo.v1.Input\x12+\n\x08sampling\x18\x03 \x01(\x0b\x32\x19.octavo.v1.SamplingParams\x12%\n\x08priority\x18\x04 \x01(\x0e\x32\x13.octavo.v1.Priority\x12\x10\n\x08logprobs\x18\x05 \x01(\x08\x12\x18\n\x10return_token_ids\x18\x06 \x01(\x08\"\x96\x01\n\x10GenerateResponse\x12\'\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x0b\x32\x13.octavo.v1.AcceptedH\x00\x12\'\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x16.octavo.v1.OutputChunkH\x00\x12\'\n\x08\x66inished\x18\x03 \x01(\x0b\x32\x13.octavo.v1.FinishedH\x00\x42\x07\n\x05\x65vent\"\x81\x01\n\x08\x41\x63\x63\x65pted\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x10\n\x08trace_id\x18\x02 \x01(\t\x12\x11\n\tengine_id\x18\x03 \x01(\t\x12\x15\n\rprompt_tokens\x18\x04 \x01(\r\x12\x15\n\rmatched_pages\x18\x05 \x01(\r\x12\x0e\n\x06reason\x18\x06 \x01(\t\"u\n\x0bOutputChunk\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x10\n\x08position\x18\x03 \x01(\r\x12\x12\n\nnum_tokens\x18\x04 \x01(\r\x12\x11\n\ttoken_ids\x18\x05 \x03(\r\x12\x10\n\x08logprobs\x18\x06 \x03(\x02\"\xc6\x01\n\x08\x46inished\x12\r\n\x05index\x18\x01 \x01(\r\x12\'\n\x06reason\x18\x02 \x01(\x0e\x32\x17.octavo.v1.FinishReason\x12\x12\n\nstopped_by\x18\x03 \x01(\t\x12\x1f\n\x05usage\x18\x04 \x01(\x0b\x32\x10.octavo.v1.Usage\x12\'\n\x06timing\x18\x05 \x01(\x0b\x32\x17.octavo.v1.EngineTiming\x12\x11\n\tengine_id\x18\x06 \x01(\t\x12\x11\n\tnum_moves\x18\x07 \x01(\r\"A\n\x0fTokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x1f\n\x05input\x18\x02 \x01(\x0b\x32\x10.octavo.v1.Input\"%\n\x10TokenizeResponse\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\"\x13\n\x11ListModelsRequest\":\n\x12ListModelsResponse\x12$\n\x06models\x18\x01 \x03(\x0b\x32\x14.octavo.v1.ModelInfo\"@\n\x0e\x45xplainRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x1f\n\x05input\x18\x02 \x01(\x0b\x32\x10.octavo.v1.Input\"i\n\x0f\x45xplainResponse\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x14\n\x0cprompt_pages\x18\x02 \x01(\r\x12)\n\ncandidates\x18\x03 \x03(\x0b\x32\x15.octavo.v1.EngineCost\"\xf3\x01\n\nEngineCost\x12\x11\n\tengine_id\x18\x01 \x01(\t\x12\x15\n\rmatched_pages\x18\x02 \x01(\r\x12\x16\n\x0ewaiting_tokens\x18\x03 \x01(\r\x12\x17\n\x0funcached_tokens\x18\x04 \x01(\r\x12\x1c\n\x14prefill_tokens_per_s\x18\x05 \x01(\x01\x12\x12\n\npool_usage\x18\x06 \x01(\x01\x12\x13\n\x0bnum_running\x18\x07 \x01(\r\x12\x11\n\tprefill_s\x18\x08 \x01(\x01\x12\x0e\n\x06pool_s\x18\t \x01(\x01\x12\x10\n\x08\x64\x65\x63ode_s\x18\n \x01(\x01\x12\x0e\n\x06\x63ost_s\x18\x0b \x01(\x01\x32\xab\x02\n\x10InferenceService\x12\x45\n\x08Generate\x12\x1a.octavo.v1.GenerateRequest\x1a\x1b.octavo.v1.GenerateResponse0\x01\x12\x43\n\x08Tokenize\x12\x1a.octavo.v1.TokenizeRequest\x1a\x1b.octavo.v1.TokenizeResponse\x12I\n\nListModels\x12\x1c.octavo.v1.ListModelsRequest\x1a\x1d.octavo.v1.ListModelsResponse\x12@\n\x07\x45xplain\x12\x19.octavo.v1.ExplainRequest\x1a\x1a.octavo.v1.ExplainResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19octavo/v1/inference.proto\x12\toctavo.v1\x1a\x15octavo/v1/types.proto\"n\n\x05Input\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12$\n\x04\x63hat\x18\x02 \x01(\x0b\x32\x14.octavo.v1.ChatInputH\x00\x12\'\n\x06tokens\x18\x03 \x01(\x0b\x32\x15.octavo.v1.TokenInputH\x00\x42\x06\n\x04kind\"5\n\tChatInput\x12(\n\x08messages\x18\x01 \x03(\x0b\x32\x16.octavo.v1.ChatMessage\"\x19\n\nTokenInput\x12\x0b\n\x03ids\x18\x01 \x03(\r\"\xe4\x01\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x1f\n\x05input\x18\x02 \x01(\x0b\x32\x10.octavo.v1.Input\x12+\n\x08sampling\x18\x03 \x01(\x0b\x32\x19.octavo.v1.SamplingParams\x12%\n\x08priority\x18\x04 \x01(\x0e\x32\x13.octavo.v1.Priority\x12\x10\n\x08logprobs\x18\x05 \x01(\x08\x12\x18\n\x10return_token_ids\x18\x06 \x01(\x08\x12!\n\x06resume\x18\x07 \x01(\x0b\x32\x11.octavo.v1.Resume\"_\n\x06Resume\x12\x13\n\x0b\x65ngine_kind\x18\x01 \x01(\t\x12\x15\n\rcached_tokens\x18\x02 \x01(\r\x12)\n\x07\x63hoices\x18\x03 \x03(\x0b\x32\x18.octavo.v1.ResumedChoice\"f\n\rResumedChoice\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x12\n\ntext_bytes\x18\x02 \x01(\x04\x12.\n\rfinish_reason\x18\x03 \x01(\x0e\x32\x17.octavo.v1.FinishReason\"\x96\x01\n\x10GenerateResponse\x12\'\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x0b\x32\x13.octavo.v1.AcceptedH\x00\x12\'\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x16.octavo.v1.OutputChunkH\x00\x12\'\n\x08\x66inished\x18\x03 \x01(\x0b\x32\x13.octavo.v1.FinishedH\x00\x42\x07\n\x05\x65vent\"\xa3\x01\n\x08\x41\x63\x63\x65pted\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x10\n\x08trace_id\x18\x02 \x01(\t\x12\x11\n\tengine_id\x18\x03 \x01(\t\x12\x15\n\rprompt_tokens\x18\x04 \x01(\r\x12\x15\n\rmatched_pages\x18\x05 \x01(\r\x12\x0e\n\x06reason\x18\x06 \x01(\t\x12\x0c\n\x04seed\x18\x07 \x01(\x04\x12\x12\n\nmax_tokens\x18\x08 \x01(\r\"4\n\x06Origin\x12\x13\n\x0b\x65ngine_kind\x18\x01 \x01(\t\x12\x15\n\rcached_tokens\x18\x02 \x01(\r\"\x98\x01\n\x0bOutputChunk\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x10\n\x08position\x18\x03 \x01(\r\x12\x12\n\nnum_tokens\x18\x04 \x01(\r\x12\x11\n\ttoken_ids\x18\x05 \x03(\r\x12\x10\n\x08logprobs\x18\x06 \x03(\x02\x12!\n\x06origin\x18\x07 \x01(\x0b\x32\x11.octavo.v1.Origin\"\xc6\x01\n\x08\x46inished\x12\r\n\x05index\x18\x01 \x01(\r\x12\'\n\x06reason\x18\x02 \x01(\x0e\x32\x17.octavo.v1.FinishReason\x12\x12\n\nstopped_by\x18\x03 \x01(\t\x12\x1f\n\x05usage\x18\x04 \x01(\x0b\x32\x10.octavo.v1.Usage\x12\'\n\x06timing\x18\x05 \x01(\x0b\x32\x17.octavo.v1.EngineTiming\x12\x11\n\tengine_id\x18\x06 \x01(\t\x12\x11\n\tnum_moves\x18\x07 \x01(\r\"A\n\x0fTokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x1f\n\x05input\x18\x02 \x01(\x0b\x32\x10.octavo.v1.Input\"%\n\x10TokenizeResponse\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\"\x13\n\x11ListModelsRequest\":\n\x12ListModelsResponse\x12$\n\x06models\x18\x01 \x03(\x0b\x32\x14.octavo.v1.ModelInfo\"@\n\x0e\x45xplainRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x1f\n\x05input\x18\x02 \x01(\x0b\x32\x10.octavo.v1.Input\"i\n\x0f\x45xplainResponse\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x14\n\x0cprompt_pages\x18\x02 \x01(\r\x12)\n\ncandidates\x18\x03 \x03(\x0b\x32\x15.octavo.v1.EngineCost\"\xf3\x01\n\nEngineCost\x12\x11\n\tengine_id\x18\x01 \x01(\t\x12\x15\n\rmatched_pages\x18\x02 \x01(\r\x12\x16\n\x0ewaiting_tokens\x18\x03 \x01(\r\x12\x17\n\x0funcached_tokens\x18\x04 \x01(\r\x12\x1c\n\x14prefill_tokens_per_s\x18\x05 \x01(\x01\x12\x12\n\npool_usage\x18\x06 \x01(\x01\x12\x13\n\x0bnum_running\x18\x07 \x01(\r\x12\x11\n\tprefill_s\x18\x08 \x01(\x01\x12\x0e\n\x06pool_s\x18\t \x01(\x01\x12\x10\n\x08\x64\x65\x63ode_s\x18\n \x01(\x01\x12\x0e\n\x06\x63ost_s\x18\x0b \x01(\x01\x32\xab\x02\n\x10InferenceService\x12\x45\n\x08Generate\x12\x1a.octavo.v1.GenerateRequest\x1a\x1b.octavo.v1.GenerateResponse0\x01\x12\x43\n\x08Tokenize\x12\x1a.octavo.v1.TokenizeRequest\x1a\x1b.octavo.v1.TokenizeResponse\x12I\n\nListModels\x12\x1c.octavo.v1.ListModelsRequest\x1a\x1d.octavo.v1.ListModelsResponse\x12@\n\x07\x45xplain\x12\x19.octavo.v1.ExplainRequest\x1a\x1a.octavo.v1.ExplainResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,29 +39,35 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TOKENINPUT']._serialized_start=230
   _globals['_TOKENINPUT']._serialized_end=255
   _globals['_GENERATEREQUEST']._serialized_start=258
-  _globals['_GENERATEREQUEST']._serialized_end=451
-  _globals['_GENERATERESPONSE']._serialized_start=454
-  _globals['_GENERATERESPONSE']._serialized_end=604
-  _globals['_ACCEPTED']._serialized_start=607
-  _globals['_ACCEPTED']._serialized_end=736
-  _globals['_OUTPUTCHUNK']._serialized_start=738
-  _globals['_OUTPUTCHUNK']._serialized_end=855
-  _globals['_FINISHED']._serialized_start=858
-  _globals['_FINISHED']._serialized_end=1056
-  _globals['_TOKENIZEREQUEST']._serialized_start=1058
-  _globals['_TOKENIZEREQUEST']._serialized_end=1123
-  _globals['_TOKENIZERESPONSE']._serialized_start=1125
-  _globals['_TOKENIZERESPONSE']._serialized_end=1162
-  _globals['_LISTMODELSREQUEST']._serialized_start=1164
-  _globals['_LISTMODELSREQUEST']._serialized_end=1183
-  _globals['_LISTMODELSRESPONSE']._serialized_start=1185
-  _globals['_LISTMODELSRESPONSE']._serialized_end=1243
-  _globals['_EXPLAINREQUEST']._serialized_start=1245
-  _globals['_EXPLAINREQUEST']._serialized_end=1309
-  _globals['_EXPLAINRESPONSE']._serialized_start=1311
-  _globals['_EXPLAINRESPONSE']._serialized_end=1416
-  _globals['_ENGINECOST']._serialized_start=1419
-  _globals['_ENGINECOST']._serialized_end=1662
-  _globals['_INFERENCESERVICE']._serialized_start=1665
-  _globals['_INFERENCESERVICE']._serialized_end=1964
+  _globals['_GENERATEREQUEST']._serialized_end=486
+  _globals['_RESUME']._serialized_start=488
+  _globals['_RESUME']._serialized_end=583
+  _globals['_RESUMEDCHOICE']._serialized_start=585
+  _globals['_RESUMEDCHOICE']._serialized_end=687
+  _globals['_GENERATERESPONSE']._serialized_start=690
+  _globals['_GENERATERESPONSE']._serialized_end=840
+  _globals['_ACCEPTED']._serialized_start=843
+  _globals['_ACCEPTED']._serialized_end=1006
+  _globals['_ORIGIN']._serialized_start=1008
+  _globals['_ORIGIN']._serialized_end=1060
+  _globals['_OUTPUTCHUNK']._serialized_start=1063
+  _globals['_OUTPUTCHUNK']._serialized_end=1215
+  _globals['_FINISHED']._serialized_start=1218
+  _globals['_FINISHED']._serialized_end=1416
+  _globals['_TOKENIZEREQUEST']._serialized_start=1418
+  _globals['_TOKENIZEREQUEST']._serialized_end=1483
+  _globals['_TOKENIZERESPONSE']._serialized_start=1485
+  _globals['_TOKENIZERESPONSE']._serialized_end=1522
+  _globals['_LISTMODELSREQUEST']._serialized_start=1524
+  _globals['_LISTMODELSREQUEST']._serialized_end=1543
+  _globals['_LISTMODELSRESPONSE']._serialized_start=1545
+  _globals['_LISTMODELSRESPONSE']._serialized_end=1603
+  _globals['_EXPLAINREQUEST']._serialized_start=1605
+  _globals['_EXPLAINREQUEST']._serialized_end=1669
+  _globals['_EXPLAINRESPONSE']._serialized_start=1671
+  _globals['_EXPLAINRESPONSE']._serialized_end=1776
+  _globals['_ENGINECOST']._serialized_start=1779
+  _globals['_ENGINECOST']._serialized_end=2022
+  _globals['_INFERENCESERVICE']._serialized_start=2025
+  _globals['_INFERENCESERVICE']._serialized_end=2324
 # @@protoc_insertion_point(module_scope)

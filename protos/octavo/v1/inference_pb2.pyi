@@ -103,6 +103,7 @@ class GenerateRequest(google.protobuf.message.Message):
     PRIORITY_FIELD_NUMBER: builtins.int
     LOGPROBS_FIELD_NUMBER: builtins.int
     RETURN_TOKEN_IDS_FIELD_NUMBER: builtins.int
+    RESUME_FIELD_NUMBER: builtins.int
     model: builtins.str
     """Name of the model; empty means the only one."""
     priority: octavo.v1.types_pb2.Priority.ValueType
@@ -119,6 +120,12 @@ class GenerateRequest(google.protobuf.message.Message):
     def sampling(self) -> octavo.v1.types_pb2.SamplingParams:
         """How tokens are chosen and when to stop."""
 
+    @property
+    def resume(self) -> Global___Resume:
+        """Set to go on with a generation that another router began; everything else is then as in the first request, but for
+        sampling.seed and sampling.max_tokens, which are those of Accepted.
+        """
+
     def __init__(
         self,
         *,
@@ -128,11 +135,70 @@ class GenerateRequest(google.protobuf.message.Message):
         priority: octavo.v1.types_pb2.Priority.ValueType = ...,
         logprobs: builtins.bool = ...,
         return_token_ids: builtins.bool = ...,
+        resume: Global___Resume | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["input", b"input", "sampling", b"sampling"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["input", b"input", "logprobs", b"logprobs", "model", b"model", "priority", b"priority", "return_token_ids", b"return_token_ids", "sampling", b"sampling"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["input", b"input", "resume", b"resume", "sampling", b"sampling"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["input", b"input", "logprobs", b"logprobs", "model", b"model", "priority", b"priority", "resume", b"resume", "return_token_ids", b"return_token_ids", "sampling", b"sampling"]) -> None: ...
 
 Global___GenerateRequest: typing_extensions.TypeAlias = GenerateRequest
+
+@typing.final
+class Resume(google.protobuf.message.Message):
+    """Output that the client has from another router. The answer goes on behind it: chunks have later positions, and choices
+    that had finished are not sent again. Usage, limits, stop strings and log-probabilities are those of one generation.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ENGINE_KIND_FIELD_NUMBER: builtins.int
+    CACHED_TOKENS_FIELD_NUMBER: builtins.int
+    CHOICES_FIELD_NUMBER: builtins.int
+    engine_kind: builtins.str
+    """Origin.engine_kind of the output; only engines of this kind can go on with it. May be empty if there are no tokens."""
+    cached_tokens: builtins.int
+    """Origin.cached_tokens of the output, for the usage."""
+    @property
+    def choices(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___ResumedChoice]:
+        """One entry per choice; at least one has not finished."""
+
+    def __init__(
+        self,
+        *,
+        engine_kind: builtins.str = ...,
+        cached_tokens: builtins.int = ...,
+        choices: collections.abc.Iterable[Global___ResumedChoice] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["cached_tokens", b"cached_tokens", "choices", b"choices", "engine_kind", b"engine_kind"]) -> None: ...
+
+Global___Resume: typing_extensions.TypeAlias = Resume
+
+@typing.final
+class ResumedChoice(google.protobuf.message.Message):
+    """Output of one choice before a resume."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    TOKEN_IDS_FIELD_NUMBER: builtins.int
+    TEXT_BYTES_FIELD_NUMBER: builtins.int
+    FINISH_REASON_FIELD_NUMBER: builtins.int
+    text_bytes: builtins.int
+    """Length of its text, in bytes of UTF-8: the rest of what the tokens mean is sent first."""
+    finish_reason: octavo.v1.types_pb2.FinishReason.ValueType
+    """Why it had finished: nothing is sent for it. Unspecified if it goes on."""
+    @property
+    def token_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """Its token ids, all of them, in order."""
+
+    def __init__(
+        self,
+        *,
+        token_ids: collections.abc.Iterable[builtins.int] | None = ...,
+        text_bytes: builtins.int = ...,
+        finish_reason: octavo.v1.types_pb2.FinishReason.ValueType = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["finish_reason", b"finish_reason", "text_bytes", b"text_bytes", "token_ids", b"token_ids"]) -> None: ...
+
+Global___ResumedChoice: typing_extensions.TypeAlias = ResumedChoice
 
 @typing.final
 class GenerateResponse(google.protobuf.message.Message):
@@ -180,6 +246,8 @@ class Accepted(google.protobuf.message.Message):
     PROMPT_TOKENS_FIELD_NUMBER: builtins.int
     MATCHED_PAGES_FIELD_NUMBER: builtins.int
     REASON_FIELD_NUMBER: builtins.int
+    SEED_FIELD_NUMBER: builtins.int
+    MAX_TOKENS_FIELD_NUMBER: builtins.int
     request_id: builtins.str
     """The client's x-request-id, or one that the router made."""
     trace_id: builtins.str
@@ -192,6 +260,10 @@ class Accepted(google.protobuf.message.Message):
     """Full prompt pages that the router believes the engine holds."""
     reason: builtins.str
     """Why this engine: one human-readable line made from the terms of the decision."""
+    seed: builtins.int
+    """Seed in use: the request's, or the one that was drawn."""
+    max_tokens: builtins.int
+    """Most output tokens of each choice: the request's limit, or what the model's context leaves."""
     def __init__(
         self,
         *,
@@ -201,10 +273,34 @@ class Accepted(google.protobuf.message.Message):
         prompt_tokens: builtins.int = ...,
         matched_pages: builtins.int = ...,
         reason: builtins.str = ...,
+        seed: builtins.int = ...,
+        max_tokens: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["engine_id", b"engine_id", "matched_pages", b"matched_pages", "prompt_tokens", b"prompt_tokens", "reason", b"reason", "request_id", b"request_id", "trace_id", b"trace_id"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["engine_id", b"engine_id", "matched_pages", b"matched_pages", "max_tokens", b"max_tokens", "prompt_tokens", b"prompt_tokens", "reason", b"reason", "request_id", b"request_id", "seed", b"seed", "trace_id", b"trace_id"]) -> None: ...
 
 Global___Accepted: typing_extensions.TypeAlias = Accepted
+
+@typing.final
+class Origin(google.protobuf.message.Message):
+    """What a client must know beside the output to go on with it at another router."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ENGINE_KIND_FIELD_NUMBER: builtins.int
+    CACHED_TOKENS_FIELD_NUMBER: builtins.int
+    engine_kind: builtins.str
+    """Fingerprint of the kind of engine (model, backend, device, dtype, numerics) that gives the output. Opaque."""
+    cached_tokens: builtins.int
+    """Prompt tokens that came from the prefix cache."""
+    def __init__(
+        self,
+        *,
+        engine_kind: builtins.str = ...,
+        cached_tokens: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["cached_tokens", b"cached_tokens", "engine_kind", b"engine_kind"]) -> None: ...
+
+Global___Origin: typing_extensions.TypeAlias = Origin
 
 @typing.final
 class OutputChunk(google.protobuf.message.Message):
@@ -218,6 +314,7 @@ class OutputChunk(google.protobuf.message.Message):
     NUM_TOKENS_FIELD_NUMBER: builtins.int
     TOKEN_IDS_FIELD_NUMBER: builtins.int
     LOGPROBS_FIELD_NUMBER: builtins.int
+    ORIGIN_FIELD_NUMBER: builtins.int
     index: builtins.int
     """Choice, from 0."""
     text: builtins.str
@@ -234,6 +331,10 @@ class OutputChunk(google.protobuf.message.Message):
     def logprobs(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
         """Natural logarithms of the tokens' probabilities under the model (before temperature and truncation), if asked for."""
 
+    @property
+    def origin(self) -> Global___Origin:
+        """In the first chunk of a stream."""
+
     def __init__(
         self,
         *,
@@ -243,8 +344,10 @@ class OutputChunk(google.protobuf.message.Message):
         num_tokens: builtins.int = ...,
         token_ids: collections.abc.Iterable[builtins.int] | None = ...,
         logprobs: collections.abc.Iterable[builtins.float] | None = ...,
+        origin: Global___Origin | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["index", b"index", "logprobs", b"logprobs", "num_tokens", b"num_tokens", "position", b"position", "text", b"text", "token_ids", b"token_ids"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["origin", b"origin"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["index", b"index", "logprobs", b"logprobs", "num_tokens", b"num_tokens", "origin", b"origin", "position", b"position", "text", b"text", "token_ids", b"token_ids"]) -> None: ...
 
 Global___OutputChunk: typing_extensions.TypeAlias = OutputChunk
 

@@ -100,6 +100,9 @@ class SamplingParams(google.protobuf.message.Message):
     STOP_FIELD_NUMBER: builtins.int
     IGNORE_EOS_FIELD_NUMBER: builtins.int
     N_FIELD_NUMBER: builtins.int
+    FREQUENCY_PENALTY_FIELD_NUMBER: builtins.int
+    PRESENCE_PENALTY_FIELD_NUMBER: builtins.int
+    REPETITION_PENALTY_FIELD_NUMBER: builtins.int
     temperature: builtins.float
     """Randomness; 0 is greedy. Default 1. Range [0, 100]."""
     top_k: builtins.int
@@ -118,6 +121,17 @@ class SamplingParams(google.protobuf.message.Message):
     """Go on past the model's end-of-sequence ids."""
     n: builtins.int
     """Number of independent choices made from one prefill. Default 1, at most 8. Choice i uses seed + i."""
+    frequency_penalty: builtins.float
+    """Taken from a token's logit for each time it stands in the choice's output so far, before temperature; a negative
+    value favours repetition. Default 0. Range [-2, 2]. Committed output counts as output. Penalties change which token
+    is chosen, not the log-probabilities that are reported.
+    """
+    presence_penalty: builtins.float
+    """Taken once from the logit of a token that stands in the choice's output so far. Default 0. Range [-2, 2]."""
+    repetition_penalty: builtins.float
+    """Divides a positive logit, and multiplies a negative one, of a token that stands in the prompt or in the choice's
+    output so far, before the other penalties. Default 1, which changes nothing. Range [0.01, 100].
+    """
     @property
     def stop_token_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
         """Token ids that end the output besides the model's own end-of-sequence ids. The id itself is part of the usage. At
@@ -142,9 +156,14 @@ class SamplingParams(google.protobuf.message.Message):
         stop: collections.abc.Iterable[builtins.str] | None = ...,
         ignore_eos: builtins.bool = ...,
         n: builtins.int = ...,
+        frequency_penalty: builtins.float = ...,
+        presence_penalty: builtins.float = ...,
+        repetition_penalty: builtins.float | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_seed", b"_seed", "_temperature", b"_temperature", "_top_p", b"_top_p", "seed", b"seed", "temperature", b"temperature", "top_p", b"top_p"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_seed", b"_seed", "_temperature", b"_temperature", "_top_p", b"_top_p", "ignore_eos", b"ignore_eos", "max_tokens", b"max_tokens", "min_p", b"min_p", "min_tokens", b"min_tokens", "n", b"n", "seed", b"seed", "stop", b"stop", "stop_token_ids", b"stop_token_ids", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_repetition_penalty", b"_repetition_penalty", "_seed", b"_seed", "_temperature", b"_temperature", "_top_p", b"_top_p", "repetition_penalty", b"repetition_penalty", "seed", b"seed", "temperature", b"temperature", "top_p", b"top_p"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_repetition_penalty", b"_repetition_penalty", "_seed", b"_seed", "_temperature", b"_temperature", "_top_p", b"_top_p", "frequency_penalty", b"frequency_penalty", "ignore_eos", b"ignore_eos", "max_tokens", b"max_tokens", "min_p", b"min_p", "min_tokens", b"min_tokens", "n", b"n", "presence_penalty", b"presence_penalty", "repetition_penalty", b"repetition_penalty", "seed", b"seed", "stop", b"stop", "stop_token_ids", b"stop_token_ids", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_repetition_penalty", b"_repetition_penalty"]) -> typing.Literal["repetition_penalty"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_seed", b"_seed"]) -> typing.Literal["seed"] | None: ...
     @typing.overload

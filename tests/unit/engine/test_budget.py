@@ -34,6 +34,15 @@ def test_costs_are_learnt_from_steps():
     assert budget.floor_s == pytest.approx(0.005, rel=0.2)
 
 
+def test_sustained_rate_is_right_where_all_steps_are_of_one_size():
+    budget = StepBudget(max_step_tokens=1000)
+    assert budget.sustained_prefill_tokens_per_s == 0.0
+    for _ in range(6):
+        budget.observe(0.012 + 0.000125 * 1000, num_prefill_tokens=1000, num_decodes=0)
+    assert budget.sustained_prefill_tokens_per_s == pytest.approx(1000 / 0.137, rel=0.02)
+    assert budget.prefill_tokens_per_s > 1.5 * 8000, "nothing tells the slope from the floor"
+
+
 def test_with_a_target_prefill_fills_the_step_up_to_it():
     budget = taught(StepBudget(max_step_tokens=1024, itl_target_s=0.025))
     assert budget.prefill_room(32) == pytest.approx((0.025 - 0.005 - 32 * 0.0002) / 0.0001, rel=0.15)

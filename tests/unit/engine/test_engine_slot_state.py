@@ -7,10 +7,11 @@ from octavo_engine.sequence import Request, Row, Sampling, Sequence
 from octavo_engine.slot_state import SlotState
 
 PAGE_SIZE = 4
+VOCAB = 10
 
 
 def state() -> SlotState:
-    return SlotState(num_slots=3, max_pages=8, page_size=PAGE_SIZE, device=torch.device("cpu"))
+    return SlotState(num_slots=3, max_pages=8, page_size=PAGE_SIZE, vocab_size=VOCAB, device=torch.device("cpu"))
 
 
 def row(slot: int, start: int, table: tuple[int, ...], *, generation: int = 1, seed: int = 0) -> Row:

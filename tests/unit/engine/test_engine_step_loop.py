@@ -293,6 +293,54 @@ def test_an_idle_loop_collects_all_garbage_once_nothing_has_come_for_a_while() -
     assert seen[-1] == (None, False)
 
 
+class ColdRunner(FakeRunner):
+    """Has steps of two sizes to prepare."""
+
+    def __init__(self, log: list[str]) -> None:
+        super().__init__(None, depth=2)
+        self._log = log
+        self._num_cold = 2
+
+    @property
+    def is_warm(self) -> bool:
+        return self._num_cold == 0
+
+    def launch(self, plan: StepPlan) -> FakeStep:
+        self._log.append("step")
+        return super().launch(plan)
+
+    def warm_next(self) -> None:
+        self._log.append("warm")
+        self._num_cold -= 1
+
+
+def test_an_idle_loop_warms_up_once_nothing_has_come_for_a_while_and_says_when_it_is_done() -> None:
+    log: list[str] = []
+    # Nothing comes at first; then a request, while the second size is still cold; then nothing again.
+    script = Script([], [submit(1, max_tokens=2)], *[[]] * 5)
+    run(script, ColdRunner(log))
+
+    assert script.waits[0] == QUIET_S
+    assert log == ["warm", "step", "step", "warm"]
+    assert len(script.tokens(1)) == 2
+    warming = [frame.load.is_warming for frame in script.frames]
+    assert warming[0]
+    assert warming == sorted(warming, reverse=True)
+    assert not warming[-1]
+
+
+def test_a_size_that_cannot_be_prepared_ends_the_warm_up_and_nothing_else() -> None:
+    class Runner(ColdRunner):
+        def warm_next(self) -> None:
+            raise RuntimeError("too large")
+
+    script = Script([], [submit(1, max_tokens=2)], *[[]] * 5)
+    run(script, Runner([]))
+
+    assert len(script.tokens(1)) == 2
+    assert not script.frames[-1].load.is_warming
+
+
 @pytest.mark.usefixtures("no_collector")
 def test_steps_leave_nothing_that_needs_a_collector(monkeypatch: pytest.MonkeyPatch) -> None:
     script = Script([submit(key, [10 + key, 20], 6, n=1 + key % 3) for key in range(1, 30)])

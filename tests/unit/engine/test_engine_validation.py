@@ -53,6 +53,7 @@ def test_absent_fields_take_their_defaults(validator: Validator) -> None:
     assert sent.key == 77
     assert array("I", sent.prompt).tolist() == [7, 8, 9]
     assert (sent.temperature, sent.top_k, sent.top_p, sent.min_p, sent.seed, sent.n) == (1.0, 0, 1.0, 0.0, 5, 1)
+    assert (sent.frequency_penalty, sent.presence_penalty, sent.repetition_penalty) == (0.0, 0.0, 1.0)
     assert sent.priority == Priority.INTERACTIVE
     assert sent.deadline_ns is None
     assert sent.stop_token_ids == [2, 3]
@@ -143,6 +144,9 @@ BROKEN: list[tuple[str, str, Callable[[engine_pb2.Submit], object]]] = [
     ("invalid_sampling", "sampling.top_p", lambda s: setattr(s.sampling, "top_p", 0)),
     ("invalid_sampling", "sampling.top_p", lambda s: setattr(s.sampling, "top_p", 1.5)),
     ("invalid_sampling", "sampling.min_p", lambda s: setattr(s.sampling, "min_p", math.nan)),
+    ("invalid_sampling", "sampling.frequency_penalty", lambda s: setattr(s.sampling, "frequency_penalty", math.nan)),
+    ("invalid_sampling", "sampling.presence_penalty", lambda s: setattr(s.sampling, "presence_penalty", 3)),
+    ("invalid_sampling", "sampling.repetition_penalty", lambda s: setattr(s.sampling, "repetition_penalty", 0)),
     ("missing_seed", "sampling.seed", lambda s: s.sampling.ClearField("seed")),
     ("invalid_sampling", "sampling.min_tokens", lambda s: s.sampling.MergeFrom(types_pb2.SamplingParams(min_tokens=5, max_tokens=4))),
     ("invalid_sampling", "sampling.stop_token_ids", lambda s: s.sampling.stop_token_ids.extend([1] * 129)),
@@ -166,6 +170,16 @@ def test_each_limit_is_refused_by_its_name(
 
     assert (refused.value.reason, refused.value.field) == (reason, field)
     assert refused.value.message.startswith(field)
+
+
+def test_penalties_reach_the_core(validator: Validator) -> None:
+    submit = a_submit()
+    submit.sampling.MergeFrom(
+        types_pb2.SamplingParams(frequency_penalty=-0.5, presence_penalty=2, repetition_penalty=1.25)
+    )
+    sent = command(validator, submit)
+
+    assert (sent.frequency_penalty, sent.presence_penalty, sent.repetition_penalty) == (-0.5, 2.0, 1.25)
 
 
 def test_top_k_beyond_the_vocabulary_keeps_all(validator: Validator) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import torch
-from octavo_kernels import activation, copy_pages, merge_states, norm, rope_write, sampling
+from octavo_kernels import activation, copy_pages, merge_states, norm, penalties, rope_write, sampling
 from octavo_kernels.decode_attention import decode_workspace_size, paged_decode
 from octavo_kernels.decode_plan import allocate_plan, plan_decode
 from octavo_kernels.extend_attention import paged_extend
@@ -56,6 +56,7 @@ def cases() -> Iterator[tuple[str, Callable[[], None]]]:
     yield "silu", silu
     yield "copy", copies
     yield "sample", samples
+    yield "penalties", penalized
 
 
 def pool(num_kv_heads: int, page_size: int, head_dim: int, dtype: torch.dtype = BF16) -> torch.Tensor:
@@ -150,6 +151,13 @@ def samples() -> None:
     workspace = torch.empty(sampling.sample_workspace_size(64, 128256))
     logits, counts = torch.empty(64, 128256), torch.empty(64, dtype=torch.int32)
     sampling.sample(logits, real, counts, real, real, whole, whole, whole, real, workspace)
+
+
+def penalized() -> None:
+    real, whole, logits = torch.empty(64), torch.empty(64, dtype=torch.int64), torch.empty(64, 128256, dtype=BF16)
+    columns = (torch.zeros(65, 128256, dtype=torch.int32), whole, real, real, real)
+    penalties.penalize(logits, *columns, torch.empty(64, 128256))
+    penalties.take_penalized(logits, whole, *columns, whole, real)
 
 
 def main() -> None:

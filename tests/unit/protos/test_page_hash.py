@@ -7,7 +7,7 @@ import struct
 
 from hypothesis import given
 from hypothesis import strategies as st
-from octavo.page_hash import chain, page_hash, root_hash, salted_root, short_hash
+from octavo.page_hash import chain, page_hash, root_hash, salted_root, short_hash, short_hashes
 
 ROOT = root_hash(model_revision="0123456789abcdef", tokenizer_revision="fedcba9876543210", page_size=4)
 
@@ -50,3 +50,8 @@ def test_chain_is_page_hash_repeated(token_ids: list[int], page_size: int) -> No
         parent = page_hash(parent, token_ids[first : first + page_size])
         expected.append(parent)
     assert chain(ROOT, token_ids, page_size) == expected
+
+
+@given(st.lists(st.binary(min_size=16, max_size=16), max_size=20))
+def test_short_hashes_are_short_hash_of_each(hashes: list[bytes]) -> None:
+    assert short_hashes(hashes) == [short_hash(each) for each in hashes]

@@ -5,7 +5,16 @@ from typing import Any
 
 import pytest
 from octavo.errors import InvalidRequest
-from octavo.sampling_rules import INVALID_SAMPLING, MAX_CHOICES, MAX_STOP_TOKEN_IDS, MAX_TEMPERATURE, check_sampling
+from octavo.sampling_rules import (
+    INVALID_SAMPLING,
+    MAX_CHOICES,
+    MAX_PENALTY,
+    MAX_REPETITION_PENALTY,
+    MAX_STOP_TOKEN_IDS,
+    MAX_TEMPERATURE,
+    MIN_REPETITION_PENALTY,
+    check_sampling,
+)
 from octavo.v1 import types_pb2
 
 ALLOWED: list[dict[str, Any]] = [
@@ -19,6 +28,10 @@ ALLOWED: list[dict[str, Any]] = [
     {"min_tokens": 5},
     {"min_tokens": 5, "max_tokens": 5},
     {"stop_token_ids": [49] * MAX_STOP_TOKEN_IDS},
+    {"frequency_penalty": MAX_PENALTY, "presence_penalty": -MAX_PENALTY},
+    {"frequency_penalty": -MAX_PENALTY, "presence_penalty": MAX_PENALTY},
+    {"repetition_penalty": MIN_REPETITION_PENALTY},
+    {"repetition_penalty": MAX_REPETITION_PENALTY},
 ]
 REFUSED: list[tuple[str, dict[str, Any]]] = [
     ("temperature", {"temperature": math.nan}),
@@ -28,6 +41,14 @@ REFUSED: list[tuple[str, dict[str, Any]]] = [
     ("top_p", {"top_p": 1.5}),
     ("min_p", {"min_p": math.inf}),
     ("n", {"n": MAX_CHOICES + 1}),
+    ("frequency_penalty", {"frequency_penalty": 2.01}),
+    ("frequency_penalty", {"frequency_penalty": math.nan}),
+    ("presence_penalty", {"presence_penalty": -2.01}),
+    ("presence_penalty", {"presence_penalty": -math.inf}),
+    ("repetition_penalty", {"repetition_penalty": 0}),
+    ("repetition_penalty", {"repetition_penalty": -1}),
+    ("repetition_penalty", {"repetition_penalty": math.inf}),
+    ("repetition_penalty", {"repetition_penalty": MAX_REPETITION_PENALTY + 1}),
     ("min_tokens", {"min_tokens": 5, "max_tokens": 4}),
     ("stop_token_ids", {"stop_token_ids": [1] * (MAX_STOP_TOKEN_IDS + 1)}),
     ("stop_token_ids", {"stop_token_ids": [1, 50]}),

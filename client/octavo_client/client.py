@@ -1,4 +1,4 @@
-"""The Python SDK: an asynchronous client of one router, typed, with deadlines, errors and trace context.
+"""The Python SDK: an asynchronous client of one or several routers, typed, with deadlines, errors and trace context.
 
 async with OctavoClient("127.0.0.1:50051") as client:
     async for event in client.generate("The capital of France is", sampling=Sampling(max_tokens=16)):
@@ -10,40 +10,39 @@ from __future__ import annotations
 
 import uuid
 import weakref
-from collections.abc import Awaitable, Sequence
+from collections.abc import Sequence
 from types import TracebackType
-from typing import Final, Self, TypeVar
+from typing import Final, Self
 
 import grpc
 from octavo.attributes import Attribute, Metadata, Span
-from octavo.errors import from_rpc_error
 from octavo.tracing import traceparent_of
-from octavo.v1 import inference_pb2, inference_pb2_grpc
+from octavo.v1 import inference_pb2
 from opentelemetry import trace
 
 from octavo_client import translation
 from octavo_client.generation import Generation
+from octavo_client.persistence import Persistence
+from octavo_client.routers import Routers, read_targets
+from octavo_client.transcript import Transcript
 from octavo_client.values import Explanation, Message, Model, Priority, Sampling
 
 DEFAULT_TARGET: Final = "127.0.0.1:50051"
+DEFAULT_MAX_RESUMES: Final = 4
 UNARY_TIMEOUT_S: Final = 10.0
 _DEFAULT_SAMPLING: Final = Sampling()
-_CHANNEL_OPTIONS: Final = (
-    # The router resumes a generation by itself; a repeated one would pay for its prompt twice.
-    ("grpc.enable_retries", 0),
-    ("grpc.max_receive_message_length", 16 << 20),
-    # Each client keeps a connection of its own, so that several of one process spread over several routers.
-    ("grpc.use_local_subchannel_pool", 1),
-)
-
-_T = TypeVar("_T")
 
 
 class OctavoClient:
-    """A client of one router. Use it as a context manager: leaving it cancels what still runs.
+    """A client of one or several routers. Use it as a context manager: leaving it cancels what still runs.
+
+    Requests take the routers in turn. When one dies or hangs, its generations go on at another, or at itself once it is
+    back. An address that stands for several router processes may be named more than once: each entry is a connection.
 
     Args:
-        target: "host:port" of the router.
+        target: "host:port" of the router; of several with commas between them, or as a sequence.
+        max_resumes: times that one generation may go on after it lost its router; 0 asks each router once, and saves
+            the bytes of the token ids that a resume needs.
         tenant: names whose prefix cache the request shares; without one, all that name none share theirs.
         tracer: makes the `client.generate` spans; the global tracer provider's by default.
         credentials: TLS; plain text by default.
@@ -51,34 +50,38 @@ class OctavoClient:
 
     def __init__(
         self,
-        target: str = DEFAULT_TARGET,
+        target: str | Sequence[str] = DEFAULT_TARGET,
         *,
+        max_resumes: int = DEFAULT_MAX_RESUMES,
         tenant: str | None = None,
         tracer: trace.Tracer | None = None,
         credentials: grpc.ChannelCredentials | None = None,
     ) -> None:
-        self.target = target
+        self._targets = read_targets(target)
+        self._max_resumes = max_resumes
         self._tenant = tenant
         self._tracer = tracer or trace.get_tracer("octavo")
         self._credentials = credentials
-        self._channel: grpc.aio.Channel | None = None
+        self._routers: Routers | None = None
         self._running: weakref.WeakSet[Generation] = weakref.WeakSet()
 
+    @property
+    def target(self) -> str:
+        """Addresses of the routers, with commas between them."""
+        return ",".join(self._targets)
+
     async def __aenter__(self) -> Self:
-        if self._credentials is None:
-            self._channel = grpc.aio.insecure_channel(self.target, options=_CHANNEL_OPTIONS)
-        else:
-            self._channel = grpc.aio.secure_channel(self.target, self._credentials, options=_CHANNEL_OPTIONS)
+        self._routers = Routers(self._targets, self._credentials)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        channel, self._channel = self._channel, None
+        routers, self._routers = self._routers, None
         for generation in list(self._running):
             generation.cancel()
-        if channel is not None:
-            await channel.close()
+        if routers is not None:
+            await routers.close()
 
     def generate(
         self,
@@ -146,28 +149,34 @@ class OctavoClient:
     async def tokenize(self, prompt: translation.Prompt, *, model: str = "") -> tuple[int, ...]:
         """Return the token ids that a prompt becomes."""
         request = inference_pb2.TokenizeRequest(model=model, input=translation.input_message(prompt))
-        stub = self._stub()
-        response = await _unary(stub.Tokenize(request, timeout=UNARY_TIMEOUT_S, metadata=self._metadata()))
+        metadata = self._metadata()
+        response = await self._open_routers().ask(
+            lambda stub: stub.Tokenize(request, timeout=UNARY_TIMEOUT_S, metadata=metadata)
+        )
         return tuple(response.token_ids)
 
     async def models(self) -> tuple[Model, ...]:
         """Return the models that live engines serve."""
         request = inference_pb2.ListModelsRequest()
-        stub = self._stub()
-        response = await _unary(stub.ListModels(request, timeout=UNARY_TIMEOUT_S, metadata=self._metadata()))
+        metadata = self._metadata()
+        response = await self._open_routers().ask(
+            lambda stub: stub.ListModels(request, timeout=UNARY_TIMEOUT_S, metadata=metadata)
+        )
         return tuple(translation.model_of(model) for model in response.models)
 
     async def explain(self, prompt: translation.Prompt, *, model: str = "") -> Explanation:
         """Return where a prompt would go now, and why. Generates nothing."""
         request = inference_pb2.ExplainRequest(model=model, input=translation.input_message(prompt))
-        stub = self._stub()
-        response = await _unary(stub.Explain(request, timeout=UNARY_TIMEOUT_S, metadata=self._metadata()))
+        metadata = self._metadata()
+        response = await self._open_routers().ask(
+            lambda stub: stub.Explain(request, timeout=UNARY_TIMEOUT_S, metadata=metadata)
+        )
         return translation.explanation_of(response)
 
     def _start(
         self, request: inference_pb2.GenerateRequest, timeout_s: float | None, request_id: str | None
     ) -> Generation:
-        stub = self._stub()
+        routers = self._open_routers()
         request_id = request_id or uuid.uuid4().hex
         span = self._tracer.start_span(
             Span.CLIENT_GENERATE,
@@ -177,23 +186,25 @@ class OctavoClient:
         metadata = [*self._metadata(), (Metadata.REQUEST_ID, request_id)]
         if traceparent := traceparent_of(span):
             metadata.append((Metadata.TRACEPARENT, traceparent))
-        call = stub.Generate(request, timeout=timeout_s, metadata=tuple(metadata))
-        num_choices = max(1, request.sampling.n)
-        generation = Generation(call, request_id=request_id, num_choices=num_choices, span=span)
+        wants_token_ids = request.return_token_ids
+        request.return_token_ids = wants_token_ids or self._max_resumes > 0
+        generation = Generation(
+            Transcript(request, wants_token_ids=wants_token_ids),
+            routers=routers,
+            persistence=Persistence(num_routers=len(routers), max_resumes=self._max_resumes),
+            metadata=metadata,
+            timeout_s=timeout_s,
+            request_id=request_id,
+            num_choices=max(1, request.sampling.n),
+            span=span,
+        )
         self._running.add(generation)
         return generation
 
-    def _stub(self) -> inference_pb2_grpc.InferenceServiceAsyncStub:
-        if self._channel is None:
+    def _open_routers(self) -> Routers:
+        if self._routers is None:
             raise RuntimeError("the client is not open: use `async with OctavoClient(...) as client`")
-        return inference_pb2_grpc.InferenceServiceStub(self._channel)
+        return self._routers
 
     def _metadata(self) -> tuple[tuple[str, str], ...]:
         return () if self._tenant is None else ((Metadata.TENANT, self._tenant),)
-
-
-async def _unary(call: Awaitable[_T]) -> _T:
-    try:
-        return await call
-    except grpc.aio.AioRpcError as error:
-        raise from_rpc_error(error) from None

@@ -24,6 +24,7 @@ from octavo.model_directory import DEFAULT_MODEL, cache_directory, default_model
 
 from octavo_client.default_model import is_prepared
 from octavo_client.redis_server import RedisMissing, server_binary
+from octavo_client.routers import read_targets
 
 DISTRIBUTION: Final = "octavo-serve"
 _MIN_PYTHON: Final = (3, 11)
@@ -73,7 +74,7 @@ def examine(*, router: str | None, redis_url: str | None, port: int) -> Iterable
     """Return the checks, in order.
 
     Args:
-        router: the router that must answer; None if none has to.
+        router: the router that must answer, or several with commas between them; None if none has to.
         redis_url: the Redis server that must answer; None for the embedded one.
         port: where `octavo up` would put its router.
     """
@@ -85,7 +86,8 @@ def examine(*, router: str | None, redis_url: str | None, port: int) -> Iterable
     yield lambda: check_memory(Path("/proc/meminfo").read_text(encoding="ascii"))
     yield lambda: check_redis(redis_url) if redis_url else check_embedded_redis()
     if router:
-        yield lambda: check_router(router)
+        for target in read_targets(router):
+            yield lambda target=target: check_router(target)  # type: ignore[misc]  # bound now
     else:
         yield lambda: check_port(port)
 

@@ -5,19 +5,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from types import TracebackType
 from typing import Self
 
 import grpc
 from octavo.attributes import Attribute
 from octavo.attributes import Event as SpanEvent
-from octavo.errors import Cancelled, InternalError, OctavoError, from_rpc_error
+from octavo.errors import Cancelled, DeadlineExceeded, InternalError, OctavoError, from_rpc_error
 from octavo.v1 import inference_pb2
 from opentelemetry.trace import Span, Status, StatusCode
 
 from octavo_client.collector import Collector
-from octavo_client.translation import event_of
+from octavo_client.persistence import Persistence
+from octavo_client.routers import Router, Routers
+from octavo_client.transcript import Transcript
 from octavo_client.values import Accepted, Chunk, Completion, Event, Finished
 
 GenerateCall = grpc.aio.UnaryStreamCall[inference_pb2.GenerateRequest, inference_pb2.GenerateResponse]
@@ -28,18 +30,46 @@ class Generation(AsyncIterator[Event]):
 
     It ends by itself after the last `Finished`. Leave it early only through `cancel()` or as a context manager; either
     frees what it holds in the engine. Errors are OctavoErrors.
+
+    When its router dies or hangs, it goes on at the next one, each token exactly once: the reader sees a pause.
     """
 
-    def __init__(self, call: GenerateCall, *, request_id: str, num_choices: int, span: Span) -> None:
+    def __init__(
+        self,
+        transcript: Transcript,
+        *,
+        routers: Routers,
+        persistence: Persistence,
+        metadata: Sequence[tuple[str, str]],
+        timeout_s: float | None,
+        request_id: str,
+        num_choices: int,
+        span: Span,
+    ) -> None:
         self.request_id = request_id
-        self._call = call
+        self._transcript = transcript
+        self._routers = routers
+        self._persistence = persistence
+        self._metadata = tuple(metadata)
         self._span = span
         self._num_choices = num_choices
-        self._num_open = num_choices
         self._started = time.monotonic()
+        self._deadline = None if timeout_s is None else self._started + timeout_s
         self._ttft_s: float | None = None
         self._ended_at: float | None = None
-        self._cancelled = False
+        self._given_up = asyncio.Event()
+        self._was_accepted = False  # by the router in use
+        self._router, self._call = self._start()
+
+    @property
+    def router(self) -> str:
+        """Address of the router that carries it now."""
+        return self._router.target
+
+    @property
+    def num_resumes(self) -> int:
+        """Times that it went on at another router."""
+        return self._persistence.num_resumes
 
     @property
     def ttft_s(self) -> float | None:
@@ -54,7 +84,7 @@ class Generation(AsyncIterator[Event]):
     def cancel(self) -> None:
         """Give the request up. A reader gets octavo.errors.Cancelled."""
         if self._ended_at is None:
-            self._cancelled = True
+            self._given_up.set()
             self._call.cancel()
             self._end(None)
 
@@ -73,7 +103,14 @@ class Generation(AsyncIterator[Event]):
     async def __anext__(self) -> Event:
         while True:
             response = await self._read()
-            event = event_of(response)
+            try:
+                event = self._transcript.take(response)
+            except InternalError as failure:
+                self._call.cancel()
+                self._end(failure)
+                raise
+            if response.HasField("accepted"):
+                self._note_accepted()
             if event is not None:
                 self._note(event)
                 return event
@@ -94,30 +131,81 @@ class Generation(AsyncIterator[Event]):
         with contextlib.suppress(RuntimeError):
             self.cancel()
 
+    def _start(self) -> tuple[Router, GenerateCall]:
+        """Ask the next router for what is missing."""
+        router = self._routers.next()
+        timeout_s = None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
+        call = router.stub.Generate(self._transcript.next_request(), timeout=timeout_s, metadata=self._metadata)
+        return router, call
+
     async def _read(self) -> inference_pb2.GenerateResponse:
-        if self._cancelled:
-            raise _given_up()
-        if self._ended_at is not None:
-            raise StopAsyncIteration
-        try:
-            response = await self._call.read()
-        except grpc.aio.AioRpcError as error:
-            failure = from_rpc_error(error)
-            self._end(failure)
-            raise failure from None
-        except asyncio.CancelledError:
-            if self._cancelled:  # by another task: this one is not cancelled, its request is
-                raise _given_up() from None
-            self.cancel()
-            raise
-        if not isinstance(response, inference_pb2.GenerateResponse):  # grpc.aio.EOF
-            if self._num_open > 0:
+        while True:
+            if self._given_up.is_set():
+                raise _cancelled()
+            if self._ended_at is not None:
+                raise StopAsyncIteration
+            try:
+                response = await self._call.read()
+            except grpc.aio.AioRpcError as error:
+                await self._persist(from_rpc_error(error))
+                continue
+            except asyncio.CancelledError:
+                if self._given_up.is_set():  # by another task: this one is not cancelled, its request is
+                    raise _cancelled() from None
+                self.cancel()
+                raise
+            if isinstance(response, inference_pb2.GenerateResponse):
+                return response
+            if not self._transcript.is_finished:  # grpc.aio.EOF
                 failure = InternalError("stream_incomplete", "the router ended the stream before its last event")
                 self._end(failure)
                 raise failure
             self._end(None)
-            raise StopAsyncIteration
-        return response
+
+    async def _persist(self, failure: OctavoError) -> None:
+        """Go on at another router after this one's stream failed.
+
+        Raises:
+            OctavoError: the failure is final.
+        """
+        if self._transcript.is_finished:  # only the stream's own end was lost
+            self._end(None)
+            return
+        now = time.monotonic()
+        pause_s = self._persistence.pause_after(
+            failure, was_accepted=self._was_accepted, is_fresh=not self._transcript.is_accepted, now=now
+        )
+        if pause_s is None or not self._transcript.can_resume:
+            self._end(failure)
+            raise failure from None
+        self._router.shun()
+        if self._deadline is not None and now + pause_s >= self._deadline:
+            failure = DeadlineExceeded("deadline_exceeded", "the deadline passed while no router answered")
+            self._end(failure)
+            raise failure from None
+        if pause_s > 0.0:
+            await self._pause(pause_s)
+        if not self._given_up.is_set():
+            self._was_accepted = False
+            self._router, self._call = self._start()
+
+    async def _pause(self, seconds: float) -> None:
+        """Wait, but not once the request is given up."""
+        with contextlib.suppress(TimeoutError):
+            try:
+                async with asyncio.timeout(seconds):
+                    await self._given_up.wait()
+            except asyncio.CancelledError:
+                self.cancel()
+                raise
+
+    def _note_accepted(self) -> None:
+        was_resumed = self._persistence.num_resumes
+        self._was_accepted = True
+        self._router.welcome()
+        self._persistence.accepted()
+        if self._persistence.num_resumes > was_resumed:
+            self._span.add_event(SpanEvent.RESUMED)
 
     def _note(self, event: Event) -> None:
         match event:
@@ -129,7 +217,6 @@ class Generation(AsyncIterator[Event]):
                 self._span.add_event(SpanEvent.FIRST_TOKEN)
                 self._span.set_attribute(Attribute.TTFT_S, self._ttft_s)
             case Finished():
-                self._num_open -= 1
                 self._span.set_attribute(Attribute.FINISH_REASONS, [event.reason.value])
                 self._span.set_attribute(Attribute.INPUT_TOKENS, event.usage.prompt_tokens)
                 self._span.set_attribute(Attribute.CACHED_TOKENS, event.usage.cached_tokens)
@@ -144,10 +231,10 @@ class Generation(AsyncIterator[Event]):
         self._ended_at = time.monotonic()
         if failure is not None:
             self._span.set_status(Status(StatusCode.ERROR, failure.reason))
-        elif self._cancelled:
+        elif self._given_up.is_set():
             self._span.set_status(Status(StatusCode.ERROR, "cancelled"))
         self._span.end()
 
 
-def _given_up() -> Cancelled:
+def _cancelled() -> Cancelled:
     return Cancelled("client_cancelled", "the generation was cancelled by its own client")

@@ -73,6 +73,9 @@ def sampling_message(sampling: Sampling) -> types_pb2.SamplingParams:
         top_k=sampling.top_k,
         top_p=sampling.top_p,
         min_p=sampling.min_p,
+        frequency_penalty=sampling.frequency_penalty,
+        presence_penalty=sampling.presence_penalty,
+        repetition_penalty=sampling.repetition_penalty,
         seed=sampling.seed,
         max_tokens=sampling.max_tokens,
         min_tokens=sampling.min_tokens,
@@ -142,6 +145,7 @@ def engine_of(message: admin_pb2.EngineStatus) -> Engine:
         pages_cached=message.load.pages_cached,
         num_resident_pages=message.num_resident_pages,
         age_s=message.age_ms / 1000,
+        is_warming=message.load.warming,
     )
 
 
@@ -153,6 +157,7 @@ def _accepted(message: inference_pb2.Accepted) -> Accepted:
         prompt_tokens=message.prompt_tokens,
         matched_pages=message.matched_pages,
         reason=message.reason,
+        seed=message.seed,
     )
 
 

@@ -46,6 +46,12 @@ class Sampling:
     """Keep the smallest set of tokens whose probability reaches this. Router's default: 1."""
     min_p: float = 0.0
     """Keep tokens at least this fraction as likely as the most likely one."""
+    frequency_penalty: float = 0.0
+    """Make a token less likely each time it comes in the output; -2 to 2."""
+    presence_penalty: float = 0.0
+    """Make tokens that came in the output less likely; -2 to 2."""
+    repetition_penalty: float | None = None
+    """Make tokens of the prompt and the output less likely if above 1, more if below. Router's default: 1."""
     seed: int | None = None
     """The same seed gives the same tokens. Drawn by the router if None."""
     max_tokens: int = 0
@@ -83,6 +89,8 @@ class Accepted:
     """Full prompt pages that the router believes the engine holds."""
     reason: str
     """Why this engine, in one line."""
+    seed: int = 0
+    """The seed in use: with it the same request gives the same tokens."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -237,3 +245,5 @@ class Engine:
     """Page hashes that the router's replica holds for it."""
     age_s: float
     """Age of its newest message."""
+    is_warming: bool
+    """While idle, it still prepares steps of usual sizes."""

@@ -15,6 +15,7 @@ from octavo.settings import EXIT_CONFIG, ConfigError
 
 from octavo_router.config import RouterConfig, load_config
 from octavo_router.server import RouterServer
+from octavo_router.workers import WorkerFailed, run_workers
 
 _log = structlog.get_logger("octavo.router")
 
@@ -24,7 +25,12 @@ def main() -> None:
     try:
         config = load_config(sys.argv[1:], os.environ)
         configure_logs(level=config.log_level, form=config.log_form)
-        run(_serve(config))
+        if config.workers > 1:
+            run(run_workers(config, sys.argv[1:]))
+        else:
+            run(_serve(config))
+    except WorkerFailed as failure:  # it has said why
+        raise SystemExit(EXIT_CONFIG if failure.status == EXIT_CONFIG else 1) from None
     except ConfigError as error:
         tell_problems("octavo-router", error.problems)
     except ModelNotFound as error:

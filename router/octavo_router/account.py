@@ -114,11 +114,13 @@ class Account:
         journal = self._dispatch.journal
         metrics.stage.labels("route").observe(self._dispatch.route_s)
         metrics.cached_tokens.inc(journal.cached_tokens)
-        metrics.output_tokens.inc(journal.num_output_tokens)
+        # The router that delivered the rest has counted it; its times are not known here.
+        metrics.output_tokens.inc(max(0, journal.num_output_tokens - journal.num_resumed_tokens))
         if ttft_s is not None:
             metrics.ttft.observe(ttft_s)
         longest = max(len(choice.token_ids) for choice in journal.choices)
-        if self._first_at is not None and self._last_at is not None and longest > 1:
+        is_whole = journal.num_resumed_tokens == 0
+        if is_whole and self._first_at is not None and self._last_at is not None and longest > 1:
             metrics.tpot.observe((self._last_at - self._first_at) / (longest - 1))
 
     def _finish_span(self, failure: str | None, ttft_s: float | None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import Enum
+from typing import Final
 
 from octavo.errors import OctavoError, Unavailable, from_code
 from octavo.v1 import engine_pb2, types_pb2
@@ -17,6 +18,12 @@ _ENDINGS = {
     types_pb2.FINISH_REASON_CANCELLED: Ending.CANCELLED,
     types_pb2.FINISH_REASON_DEADLINE: Ending.DEADLINE,
 }
+
+
+ENGINE_SILENT: Final = "engine_silent"
+"""Reason of a loss: nothing at all is heard from the engine."""
+ENGINE_STALLED: Final = "engine_stalled"
+"""Reason of a loss: the engine says that its core hangs."""
 
 
 class Fate(Enum):
@@ -72,13 +79,18 @@ class Attempt:
         )
 
     def token(self, choice: int, position: int, token_id: int, logprob: float, at_ns: int) -> None:
-        """Take one output token of a step that ended at `at_ns`."""
+        """Take one output token of a step that ended at `at_ns`. Wakes for the first; `wake` is to be called for others."""
         if self.over is not None:
             return
         if self._journal.accept(choice, position, token_id, logprob) is Acceptance.GAP:
             self.lose("engine_out_of_order")
-        self._first_token_ns = self._first_token_ns or at_ns
         self._last_token_ns = at_ns
+        if not self._first_token_ns:
+            self._first_token_ns = at_ns
+            self._wake()
+
+    def wake(self) -> None:
+        """Tell the request's task that tokens came."""
         self._wake()
 
     def started(self, message: engine_pb2.Started) -> None:

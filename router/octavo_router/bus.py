@@ -21,12 +21,13 @@ from octavo import redis_keys
 from octavo.redis_client import connect, heed_cancellation
 from octavo.redis_keys import Entry, Lease, RedisKeys
 from octavo.v1 import engine_pb2
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from octavo_router.fleet import Fleet
 
 _log = structlog.get_logger("octavo.router.redis")
 
+_FOLLOW = "follow"
 _BLOCK_MS = 250
 _READ_TIMEOUT_S = 1.0
 _LEASE_CHECK_S = 0.5
@@ -54,8 +55,10 @@ class RedisBus:
         self._keys = keys
         self._router_id = router_id
         self._fleet = fleet
-        self._reader = connect(url, timeout_s=_READ_TIMEOUT_S)
-        self._client = connect(url)
+        self._reader = connect(url, timeout_s=_READ_TIMEOUT_S, max_connections=2)
+        self._client = connect(url, max_connections=4)  # three tasks use it
+        self._is_down_told = False
+        self._refused: set[str] = set()  # tasks whose last command Redis answered with an error
         self._seen_at: dict[str, float] = {}  # engine id -> when it last held a lease
         self._positions: _Positions = {}  # stream key -> id of the last entry read
         self._page_streams: dict[str, str] = {}  # stream key -> engine id
@@ -65,7 +68,7 @@ class RedisBus:
 
     def start(self) -> None:
         """Begin to read and write."""
-        for name, work in (("follow", self._follow), ("leases", self._check_leases), ("notes", self._send_notes)):
+        for name, work in ((_FOLLOW, self._follow), ("leases", self._check_leases), ("notes", self._send_notes)):
             self._tasks.append(asyncio.create_task(self._keep(name, work), name=f"redis:{name}"))
 
     async def close(self) -> None:
@@ -89,25 +92,44 @@ class RedisBus:
         while True:
             try:
                 await work()
+            except ResponseError as error:
+                heed_cancellation()
+                self._note_refusal(name, error)
             except (RedisError, OSError, TimeoutError) as error:
                 heed_cancellation()
-                if self.is_up:
-                    self.is_up = False
-                    _log.warning("redis_down", task=name, error=type(error).__name__)
-                self._positions.clear()  # entries may have been missed: start over from a scan
+                self._note_silence(name, error)
             except Exception:  # noqa: BLE001  the outermost frame of this loop: serving goes on without Redis
                 heed_cancellation()
                 _log.exception("redis_task_failed", task=name)
                 self._positions.clear()
             else:
+                self._refused.discard(name)
                 backoff_s = _FIRST_BACKOFF_S
                 continue
             await asyncio.sleep(backoff_s)
             backoff_s = min(backoff_s * 2, _MAX_BACKOFF_S)
 
+    def _note_silence(self, name: str, error: Exception) -> None:
+        """Redis does not answer, or does not let us in. Said once."""
+        self.is_up = False
+        self._positions.clear()  # entries may have been missed: start over from a scan
+        if not self._is_down_told:
+            self._is_down_told = True
+            _log.warning("redis_down", task=name, error=type(error).__name__)
+
+    def _note_refusal(self, name: str, error: ResponseError) -> None:
+        """Redis is there and says no: a right is missing, its memory is full, or a key is not ours. Said once."""
+        if name not in self._refused:
+            self._refused.add(name)
+            _log.warning("redis_refused", task=name, error=type(error).__name__)
+        if name == _FOLLOW:
+            self.is_up = False
+            self._positions.clear()
+
     def _answered(self) -> None:
-        if not self.is_up:
+        if not self.is_up and self._positions:
             self.is_up = True
+            self._is_down_told = False
             _log.info("redis_up")
 
     async def _follow(self) -> None:
@@ -120,9 +142,11 @@ class RedisBus:
             leases = [key async for key in self._reader.scan_iter(match=self._keys.lease_pattern, count=1000)]
             await self._read_leases([_text(key).removeprefix(self._keys.lease("")) for key in leases])
             self._positions = positions
-            self._answered()
         await self._watch_pages()
-        answer = await self._reader.xread(dict(self._positions), count=_MAX_ENTRIES, block=_BLOCK_MS)
+        # Not before something was read is it up; so the first time nothing is waited for.
+        block_ms = _BLOCK_MS if self.is_up else None
+        answer = await self._reader.xread(dict(self._positions), count=_MAX_ENTRIES, block=block_ms)
+        self._answered()
         for name, entries in cast("_Streams", answer):
             stream = _text(name)
             for entry_id, fields in entries:
@@ -222,6 +246,7 @@ class RedisBus:
                     maxlen=redis_keys.PLACEMENTS_MAXLEN,
                     approximate=True,
                 )
+            pipeline.pexpire(self._keys.placements, redis_keys.PLACEMENTS_TTL_MS)
             await pipeline.execute()
 
 

@@ -1,6 +1,7 @@
 """Carries one request from its prompt to its last token, over as many engines as it takes.
 
-    route -> submit -> deliver what comes -> (engine lost: route again, with the output so far) -> end
+    (resumed: restore the output so far) -> route -> submit -> deliver what comes
+        -> (engine lost: route again, with the output so far) -> end
 
 The journal holds what was accepted, the outputs what was delivered. Nothing is queued in between: a slow client is given
 all that has come since its last message at once, and credit keeps the engine from running further ahead than agreed.
@@ -10,27 +11,28 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection
 from contextlib import suppress
-from dataclasses import dataclass
 
 import structlog
-from octavo.attributes import Attribute, Event, Span
+from octavo.attributes import Attribute, Event
 from octavo.errors import OctavoError, Overloaded, Unavailable
 from octavo.tracing import traceparent_of
-from octavo.v1 import engine_pb2, types_pb2
+from octavo.v1 import engine_pb2
 from opentelemetry import trace
 
 from octavo_router.attempt import Attempt, AttemptOver, Fate
 from octavo_router.detokenizer import Detokenizer
 from octavo_router.fleet import Engine
-from octavo_router.journal import Ending, Journal, Limits, Timing
-from octavo_router.kind import EngineKind
-from octavo_router.load import Placement
+from octavo_router.journal import Ending, Journal, Timing
+from octavo_router.losses import Losses
 from octavo_router.output import ChoiceEnded, ChoiceOutput, Chunk
 from octavo_router.policy import Cost
-from octavo_router.route_span import route_attributes
-from octavo_router.routing import Prompt, Route, Routing
+from octavo_router.resume import Resumption
+from octavo_router.routing import Routing
+from octavo_router.search import Search
+from octavo_router.stay import Stay
+from octavo_router.work import DispatchLimits, Placed, Work
 
 _log = structlog.get_logger("octavo.router.dispatch")
 
@@ -38,47 +40,6 @@ _log = structlog.get_logger("octavo.router.dispatch")
 _MAX_ATTEMPTS = 32
 _RETRY_S = 0.2
 _MAX_RETRY_S = 1.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Work:
-    """A validated request.
-
-    Attributes:
-        request_id: the client's name for it.
-        prompt: the prompt.
-        sampling: with seed, max_tokens and n set.
-        room: output tokens that an engine's context should have room for.
-        stops: stop strings.
-        priority: class of service.
-        deadline: monotonic seconds.
-    """
-
-    request_id: str
-    prompt: Prompt
-    sampling: types_pb2.SamplingParams
-    room: int
-    stops: Sequence[str]
-    priority: types_pb2.Priority.ValueType
-    deadline: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Placed:
-    """The request is on its way to an engine."""
-
-    engine_id: str
-    matched_pages: int
-    reason: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DispatchLimits:
-    """See the settings of the same names."""
-
-    max_ahead_tokens: int
-    max_moves: int
-    move_wait_s: float
 
 
 class Dispatch:
@@ -93,28 +54,33 @@ class Dispatch:
         limits: DispatchLimits,
         tracer: trace.Tracer,
     ) -> None:
-        self.journal = Journal(work.prompt.token_ids, num_choices=work.sampling.n, limits=_limits(work.sampling, ()))
+        self.journal = Journal(work.prompt.token_ids, num_choices=work.sampling.n, limits=work.limits(()))
         self.engine_id = ""
-        self.route_s = 0.0
         self._work = work
+        self._search = Search(work, self.journal, routing=routing, tracer=tracer)
         self._routing = routing
         self._limits = limits
-        self._tracer = tracer
         self._outputs = [ChoiceOutput(choice, detokenizer(), work.stops) for choice in self.journal.choices]
         self._wake = asyncio.Event()
-        self._engine: Engine | None = None
-        self._attempt: Attempt | None = None
-        self._placement: Placement | None = None
-        self._stream_id = 0
-        self._kind: EngineKind | None = None
+        self._stay: Stay | None = None
         self._credit = limits.max_ahead_tokens
         self._left: set[tuple[str, int]] = set()  # engine processes that this request has been at
-        self._num_losses = 0
+        self._losses = Losses(limits.max_moves)
 
     @property
     def timing(self) -> Timing:
         """Where the time at the last engine went."""
-        return self.journal.timing if self._attempt is None else self._attempt.timing
+        return self.journal.timing if self._stay is None else self._stay.timing
+
+    @property
+    def engine_kind(self) -> str:
+        """Fingerprint of the kind of engine that gives the output; empty before there is one."""
+        return "" if self._search.kind is None else self._search.kind.fingerprint
+
+    @property
+    def route_s(self) -> float:
+        """Seconds spent on deciding where it goes."""
+        return self._search.route_s
 
     async def events(self) -> AsyncGenerator[Placed | Chunk | ChoiceEnded, None]:
         """Yield where the request went, then its output, choice by choice in order, each up to its end.
@@ -125,7 +91,7 @@ class Dispatch:
         loop = asyncio.get_running_loop()
         timer = loop.call_later(max(0.0, self._work.deadline - time.monotonic()), self._expire)
         try:
-            yield self._submit()
+            yield await self._begin()
             while True:
                 await self._wake.wait()
                 self._wake.clear()
@@ -134,22 +100,44 @@ class Dispatch:
                     if ended is not None:
                         self._let_go(ended.index)
                     if chunk is not None:
-                        self._note_prefilled()
+                        if self._stay is not None:
+                            self._stay.note_prefilled()
                         yield chunk
                     if ended is not None:
                         yield ended
                 if all(output.is_over for output in self._outputs):
                     return
                 self._extend_credit()
-                if self._attempt is not None and self._attempt.over is not None:
-                    await self._move(self._attempt.over)
+                if self._stay is not None and self._stay.over is not None:
+                    await self._move(self._stay.over)
         finally:
             timer.cancel()
             self._give_up()
 
-    def _note_prefilled(self) -> None:
-        if self._engine is not None and self._placement is not None:
-            self._engine.load.prefilled(self._placement)
+    async def _begin(self) -> Placed:
+        """Send the request to its first engine here; a resumed one goes on where its client is."""
+        resumed = self._work.resumed
+        if resumed is None:
+            return self._submit()
+        await self._restore(resumed)
+        self._wake.set()  # what the tokens mean beyond the text that the client has, and ends that it was not told
+        if not self.journal.is_finished:
+            placed = await self._submit_when_possible(_no_engine())
+            if placed is not None:
+                return placed
+        return Placed(engine_id="", matched_pages=0, reason="resumed: nothing is left to compute")
+
+    async def _restore(self, resumed: Resumption) -> None:
+        wait_s = min(self._limits.move_wait_s, self._time_left_s())
+        engine = await self._search.engine_of_kind(resumed.engine_kind, wait_s=wait_s)
+        self._search.kind = engine.kind
+        self.journal.limits = self._work.limits(engine.info.model.eos_token_ids)
+        await asyncio.to_thread(resumed.restore, self.journal, self._outputs)
+        _log.info(
+            "request_resumed", request_id=self._work.request_id, num_output_tokens=self.journal.num_resumed_tokens
+        )
+        delivered = (output.num_delivered for output in self._outputs if not output.is_over)
+        self._credit += min(delivered, default=0)
 
     def _expire(self) -> None:
         self.journal.end_all(Ending.DEADLINE)
@@ -159,14 +147,12 @@ class Dispatch:
         """Cancel a choice that ended here, at its stop string: the engine would compute it on while its siblings run."""
         if all(output.is_over for output in self._outputs):
             return  # the whole request is given up in a moment
-        if self._engine is not None and self._attempt is not None and self._attempt.is_choice_open(choice):
-            self._engine.link.cancel_choice(self._stream_id, self._attempt, choice)
+        if self._stay is not None:
+            self._stay.cancel_choice(choice)
 
     def _give_up(self) -> None:
-        if self._engine is not None and self._attempt is not None:
-            self._engine.link.cancel(self._stream_id, self._attempt)
-        if self._engine is not None and self._placement is not None:
-            self._engine.load.ended(self._placement)
+        if self._stay is not None:
+            self._stay.give_up()
 
     def _submit(self, excluded: Collection[tuple[str, int]] = ()) -> Placed:
         """Send the request to the best engine that can be reached.
@@ -174,49 +160,24 @@ class Dispatch:
         Raises:
             Unavailable: there is none.
         """
-        route = self._route(excluded)
-        for cost in route.ranked:
-            engine = self._routing.fleet.engine(cost.engine_id)
-            if engine is not None:
-                with suppress(Unavailable):
-                    self._start(engine, cost)
-                    return Placed(engine_id=cost.engine_id, matched_pages=cost.matched_pages, reason=route.reason)
-        raise Unavailable("no_engine", "no engine can take the request now; try again", retry_after_s=1.0)
-
-    def _route(self, excluded: Collection[tuple[str, int]]) -> Route:
-        started_at = time.perf_counter()
-        with self._tracer.start_as_current_span(Span.ROUTER_ROUTE, record_exception=False) as span:
-            route = self._routing.route(
-                self._work.prompt,
-                room=self._work.room,
-                num_committed=max(
-                    (len(each.token_ids) for each in self.journal.choices if each.ending is None), default=0
-                ),
-                kind=self._bound_kind,
-                excluded=excluded,
-            )
-            if span.is_recording():
-                span.set_attributes(route_attributes(route, self.journal.num_attempts))
-        self.route_s += time.perf_counter() - started_at
-        return route
-
-    @property
-    def _bound_kind(self) -> EngineKind | None:
-        """The kind of engine that began the output: another kind would go on with other tokens. None without output."""
-        return self._kind if self.journal.is_committed else None
+        for engine, cost, placed in self._search.candidates(excluded):
+            with suppress(Unavailable):
+                self._start(engine, cost)
+                return placed
+        raise _no_engine()
 
     def _start(self, engine: Engine, cost: Cost) -> None:
         attempt = Attempt(self.journal, number=self.journal.num_attempts, wake=self._wake.set)
-        self._stream_id = engine.link.submit(self._message(attempt.number), attempt)
+        self._stay = Stay(engine, self._message(attempt.number), attempt)
         self.journal.num_attempts += 1
         # What an earlier engine of another model revision calls the end of a sequence does not count here.
-        self.journal.limits = _limits(self._work.sampling, engine.info.model.eos_token_ids)
-        self._engine, self._attempt, self._kind = engine, attempt, engine.kind
+        self.journal.limits = self._work.limits(engine.info.model.eos_token_ids)
+        self._search.kind = engine.kind
         self.engine_id = engine.engine_id
         if self._work.sampling.max_tokens > self._credit:
-            engine.link.credit(self._stream_id, attempt, self._credit)
+            self._stay.extend_credit(self._credit)
         num_sequences = sum(choice.ending is None for choice in self.journal.choices)
-        self._placement = self._routing.place(engine, self._work.prompt, cost, num_sequences=num_sequences)
+        self._stay.placement = self._routing.place(engine, self._work.prompt, cost, num_sequences=num_sequences)
 
     def _message(self, number: int) -> engine_pb2.Submit:
         message = engine_pb2.Submit(
@@ -235,12 +196,12 @@ class Dispatch:
         return message
 
     def _extend_credit(self) -> None:
-        if self._credit >= self._work.sampling.max_tokens or self._engine is None or self._attempt is None:
+        if self._credit >= self._work.sampling.max_tokens or self._stay is None:
             return
         delivered = min(output.num_delivered for output in self._outputs if not output.is_over)
         if self._credit - delivered <= self._limits.max_ahead_tokens // 2:
             self._credit = delivered + self._limits.max_ahead_tokens
-            self._engine.link.credit(self._stream_id, self._attempt, self._credit)
+            self._stay.extend_credit(self._credit)
 
     async def _move(self, over: AttemptOver) -> None:
         """Go on at another engine.
@@ -262,7 +223,7 @@ class Dispatch:
                 self._expire()
                 return
         self._check_move(over)
-        if not await self._submit_when_possible(over.error):
+        if await self._submit_when_possible(over.error) is None:
             return
         # A handover is a move too; a refusal is none, for that engine never had the request.
         self.journal.num_moves += over.fate is not Fate.REFUSED
@@ -275,9 +236,9 @@ class Dispatch:
         """Be at no engine. Choices that had ended unknown to us end now."""
         self.journal.timing = self.timing
         self._give_up()
-        if self._engine is not None:
-            self._left.add((self._engine.engine_id, self._engine.epoch))
-        self._engine = self._attempt = None
+        if self._stay is not None:
+            self._left.add((self._stay.engine.engine_id, self._stay.engine.epoch))
+        self._stay = None
         self.journal.settle()
 
     def _submit_elsewhere(self, refusal: OctavoError) -> None:
@@ -290,8 +251,6 @@ class Dispatch:
             raise refusal from None
 
     def _check_move(self, over: AttemptOver) -> None:
-        # A drain is orderly, however many engines drain.
-        self._num_losses += over.fate in {Fate.LOST, Fate.FAILED}
         _log.info(
             "request_moves",
             request_id=self._work.request_id,
@@ -300,47 +259,30 @@ class Dispatch:
             reason=over.error.reason,
             num_output_tokens=self.journal.num_output_tokens,
         )
-        if self._num_losses > self._limits.max_moves or self.journal.num_attempts >= _MAX_ATTEMPTS:
-            raise over.error
+        failure = self._losses.note(over, self.journal.num_output_tokens)
+        if failure is not None or self.journal.num_attempts >= _MAX_ATTEMPTS:
+            raise failure or over.error
 
-    async def _submit_when_possible(self, error: OctavoError) -> bool:
-        """Wait for an engine as long as the settings allow; a lost one may have come back. False: the deadline passed."""
+    async def _submit_when_possible(self, error: OctavoError) -> Placed | None:
+        """Wait for an engine as long as the settings allow; a lost one may have come back. None: the deadline passed."""
         give_up_at = time.monotonic() + self._limits.move_wait_s
         while not self.journal.is_finished:
-            changed = self._routing.fleet.changed
+            changed = self._search.changed
             for excluded in (self._left, ()):
                 with suppress(Unavailable):
-                    self._submit(excluded=excluded)
-                    return True
+                    return self._submit(excluded=excluded)
             try:
                 async with asyncio.timeout(min(max(0.0, give_up_at - time.monotonic()), self._time_left_s())):
                     await changed.wait()
             except TimeoutError:
                 if give_up_at < self._work.deadline:
-                    raise self._stranded(error) from None
+                    raise self._search.stranded(error) from None
                 self._expire()
-        return False
-
-    def _stranded(self, error: OctavoError) -> OctavoError:
-        """Return why the request cannot go on: `error`, unless there are engines, but none of the kind that began it."""
-        kinds = {engine.kind for engine in self._routing.fleet.serving()}
-        if self._bound_kind is None or not kinds or self._bound_kind in kinds:
-            return error
-        return Unavailable(
-            "no_engine_of_kind",
-            f"the engine was lost, and only one of its kind ({self._bound_kind}) could go on with its very tokens; "
-            "send the request again",
-            retry_after_s=1.0,
-        )
+        return None
 
     def _time_left_s(self) -> float:
         return max(0.0, self._work.deadline - time.monotonic())
 
 
-def _limits(sampling: types_pb2.SamplingParams, eos_token_ids: Iterable[int]) -> Limits:
-    """Return what ends a choice at an engine whose model has these end-of-sequence ids."""
-    return Limits(
-        max_tokens=sampling.max_tokens,
-        min_tokens=sampling.min_tokens,
-        stop_token_ids=frozenset(sampling.stop_token_ids).union(() if sampling.ignore_eos else eos_token_ids),
-    )
+def _no_engine() -> Unavailable:
+    return Unavailable("no_engine", "no engine can take the request now; try again", retry_after_s=1.0)

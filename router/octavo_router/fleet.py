@@ -15,6 +15,7 @@ from octavo_router.kind import kind_of
 from octavo_router.link import EngineLink
 from octavo_router.load import EngineLoad, LoadReport, Placement
 from octavo_router.session import LinkState, LinkTimes
+from octavo_router.wakeups import Wakeups
 
 _log = structlog.get_logger("octavo.router.fleet")
 
@@ -76,6 +77,7 @@ class Fleet:
         self._router_id = router_id
         self._tokenizer_revision = tokenizer_revision
         self._times = times or LinkTimes()
+        self._wakeups = Wakeups()
         self._changed = asyncio.Event()
         self._closing = False
 
@@ -138,7 +140,7 @@ class Fleet:
         """Take an engine's load from its lease, if it is newer than what its link said."""
         engine = self._engines.get(engine_id)
         if engine is not None and engine.epoch == epoch:
-            engine.load.update(load_report(load), time.monotonic())
+            engine.load.hint(load_report(load), time.monotonic())
 
     def hint_pages(self, engine_id: str, events: engine_pb2.PageEvents) -> None:
         """Take an engine's page events from Redis; those that its link brought already are stale and ignored."""
@@ -271,7 +273,9 @@ class Fleet:
 
     def _dial(self, address: str) -> None:
         if address not in self._links and not self._closing:
-            link = EngineLink(address, router_id=self._router_id, listener=self, times=self._times)
+            link = EngineLink(
+                address, router_id=self._router_id, listener=self, times=self._times, wakeups=self._wakeups
+            )
             self._links[address] = (link, asyncio.create_task(link.run(), name=f"link:{address}"))
 
     def _drop_unwanted(self) -> None:

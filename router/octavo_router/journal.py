@@ -69,7 +69,10 @@ class ChoiceJournal:
 
 
 class Journal:
-    """Prompt, output and counts of one request, across all its attempts."""
+    """Prompt, output and counts of one request, across all its attempts.
+
+    `num_resumed_tokens` of the output were delivered by another router.
+    """
 
     def __init__(self, prompt_token_ids: Sequence[int], *, num_choices: int, limits: Limits) -> None:
         self.prompt_token_ids = prompt_token_ids
@@ -79,6 +82,7 @@ class Journal:
         self.timing = Timing()
         self.num_attempts = 0
         self.num_moves = 0
+        self.num_resumed_tokens = 0
 
     @property
     def is_finished(self) -> bool:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+from dataclasses import astuple, dataclass
 
 from octavo.v1 import engine_pb2
 
@@ -12,6 +13,7 @@ class EngineKind:
     """All that an engine says about itself and that its tokens may depend on. Only equal kinds give equal tokens."""
 
     model_revision: str
+    tokenizer_revision: str
     page_size: int
     backend: str
     device: str
@@ -24,11 +26,17 @@ class EngineKind:
             f"pages of {self.page_size}"
         )
 
+    @property
+    def fingerprint(self) -> str:
+        """32 hex digits that stand for the kind outside of this process: equal in every router."""
+        return hashlib.sha256(repr(astuple(self)).encode()).hexdigest()[:32]
+
 
 def kind_of(info: engine_pb2.EngineInfo) -> EngineKind:
     """Return the kind of an engine."""
     return EngineKind(
         model_revision=info.model.revision,
+        tokenizer_revision=info.model.tokenizer_revision,
         page_size=info.model.page_size,
         backend=info.backend,
         device=info.device,

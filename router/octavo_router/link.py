@@ -17,6 +17,7 @@ from octavo.v1 import engine_pb2
 from octavo_router.attempt import Attempt
 from octavo_router.session import LinkSession, LinkState, LinkTimes
 from octavo_router.step_columns import MALFORMED_STEP
+from octavo_router.wakeups import Wakeups
 
 _log = structlog.get_logger("octavo.router.link")
 
@@ -48,12 +49,15 @@ class LinkListener(Protocol):
 class EngineLink:
     """One engine at one address. `run` keeps the stream; everything else may be called on the same event loop."""
 
-    def __init__(self, address: str, *, router_id: str, listener: LinkListener, times: LinkTimes) -> None:
+    def __init__(
+        self, address: str, *, router_id: str, listener: LinkListener, times: LinkTimes, wakeups: Wakeups
+    ) -> None:
         self.address = address
         self.info: engine_pb2.EngineInfo | None = None
         self._router_id = router_id
         self._listener = listener
         self._times = times
+        self._wakeups = wakeups
         self._state = LinkState.UNREACHABLE
         self._session: LinkSession | None = None
 
@@ -76,7 +80,9 @@ class EngineLink:
         """Keep a stream to the engine until cancelled."""
         backoff_s = _FIRST_BACKOFF_S
         while True:
-            session = LinkSession(self.address, router_id=self._router_id, owner=self, times=self._times)
+            session = LinkSession(
+                self.address, router_id=self._router_id, owner=self, times=self._times, wakeups=self._wakeups
+            )
             try:
                 reason = await session.run()
             except Exception:  # noqa: BLE001  the outermost frame of this loop: a bug in one session must not end the link
@@ -134,7 +140,7 @@ class EngineLink:
         if not self._listener.link_up(self, welcome.load):
             self._session = None
             return False
-        self.session_judged(LinkState.DRAINING if welcome.load.draining else LinkState.SERVING)
+        session.judge()
         return True
 
     def session_judged(self, state: LinkState) -> None:

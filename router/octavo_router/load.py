@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 
-# A report made while a placement was on its way does not include it yet.
-_REPORT_LAG_S = 0.05
+# A report made while a placement was on its way does not include it yet. Longer, and placements count twice until the next
+# report: hits are lost to engines that only look busier.
+_REPORT_LAG_S = 0.02
 # A placement whose engine never reported back is forgotten.
 _PLACEMENT_TTL_S = 5.0
 _MAX_PLACEMENTS = 10_000
@@ -58,6 +59,11 @@ class EngineLoad:
         self.report = report
         self._prefilled_tokens = self._ended_sequences = 0
         self._let_go(now - _REPORT_LAG_S)
+
+    def hint(self, report: LoadReport, now: float) -> None:
+        """Take a report that came by a slower way than heartbeats do: only one of a later step than the newest says more."""
+        if report.step_id > self.report.step_id:
+            self.update(report, now)
 
     def place(self, uncached_tokens: int, now: float, *, num_sequences: int = 1) -> Placement:
         """Note a request that was sent there at `now`."""

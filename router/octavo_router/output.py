@@ -10,7 +10,7 @@ from octavo_router.journal import ChoiceJournal, Ending
 from octavo_router.stop_strings import StopStrings
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)  # nobody changes it; frozen, it would take several times as long to make
 class Chunk:
     """New output of one choice; `position` is that of its first token."""
 
@@ -30,6 +30,10 @@ class ChoiceEnded:
     stopped_by: str
 
 
+class TextMismatch(Exception):
+    """A client says that it has text which its tokens do not mean. The message has no text in it."""
+
+
 class ChoiceOutput:
     """Reads a choice's journal, as far as it goes, and remembers how much the client has been given."""
 
@@ -38,8 +42,39 @@ class ChoiceOutput:
         self._detokenizer = detokenizer
         self._stops = StopStrings(stops)
         self._has_stops = bool(stops)
+        self._stop: str | None = None  # stop string that ended output delivered elsewhere
+        self._owed = ""  # text of such output that the client lacks
+        self._surplus_bytes = 0  # text that it has beyond such output
         self.num_delivered = 0
         self.is_over = False
+
+    def replay(self, text_bytes: int) -> None:
+        """Pass over the journal's tokens, which the client has with so many bytes of text. What else they mean comes next.
+
+        Raises:
+            TextMismatch: the text cannot be cut there, or a stop string ends it before the last token.
+        """
+        self._stop, pieces = self._read(0)
+        text = "".join(pieces).encode()
+        self._surplus_bytes = max(0, text_bytes - len(text))
+        try:
+            self._owed = text[text_bytes:].decode()
+        except UnicodeDecodeError:
+            raise TextMismatch(f"byte {text_bytes} of the text is within a character") from None
+        if self._stop is not None:
+            if self.num_delivered < len(self._journal.token_ids):
+                raise TextMismatch(f"a stop string ends the text at token {self.num_delivered}")
+            self._truncate()
+
+    @property
+    def has_surplus(self) -> bool:
+        """Whether the client has more text than its tokens mean: right only if the choice ended and what it held left."""
+        return self._surplus_bytes > 0
+
+    def close(self) -> None:
+        """Say nothing more: the client has all of this choice."""
+        self.num_delivered = len(self._journal.token_ids)
+        self.is_over = True
 
     def take(self) -> tuple[Chunk | None, ChoiceEnded | None]:
         """Return what has come since the last call: a chunk, the end, both or neither.
@@ -49,7 +84,7 @@ class ChoiceOutput:
         if self.is_over:
             return None, None
         start = self.num_delivered
-        stop, pieces = self._read(start)
+        stop, pieces = self._read(start) if self._stop is None else (self._stop, [])
         ending = self._journal.ending
         if stop is None and ending is not None:
             last = self._stops.feed(self._detokenizer.flush())
@@ -58,7 +93,7 @@ class ChoiceOutput:
         if stop is not None:
             ending = Ending.STOP
             self._truncate()
-        text = "".join(pieces)
+        text = self._unseen("".join(pieces))
         token_ids = self._journal.token_ids[start : self.num_delivered]
         chunk = None
         if token_ids or text:
@@ -83,6 +118,13 @@ class ChoiceOutput:
             if matched.stop is not None:
                 return matched.stop, pieces
         return None, pieces
+
+    def _unseen(self, text: str) -> str:
+        if self._surplus_bytes:
+            text = text.encode()[self._surplus_bytes :].decode(errors="ignore")
+            self._surplus_bytes = 0
+        owed, self._owed = self._owed, ""
+        return owed + text
 
     def _truncate(self) -> None:
         del self._journal.token_ids[self.num_delivered :]

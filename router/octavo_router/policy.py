@@ -40,7 +40,9 @@ class Weights:
     tie: float = 0.1
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+# Nobody changes a view or a cost. They are not frozen because a frozen dataclass takes several times as long to make, and
+# a decision makes one of each for every engine.
+@dataclass(slots=True, kw_only=True)
 class EngineView:
     """What the policy knows of one engine. Rates are None until measured."""
 
@@ -55,7 +57,7 @@ class EngineView:
     decode_s_per_sequence: float | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Cost:
     """Every term of one engine's cost; times in seconds."""
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from octavo.page_hash import chain, salted_root, short_hash, token_bytes
+from octavo.page_hash import chain, salted_root, short_hashes, token_bytes
 
 from octavo_router.fleet import Engine, Fleet
 from octavo_router.kind import EngineKind
@@ -41,7 +41,7 @@ class Prompt:
         known = self._chains.get((root, page_size))
         if known is None:
             full = chain(salted_root(root, self.cache_salt), self.token_ids, page_size)
-            known = self._chains[root, page_size] = [short_hash(each) for each in full]
+            known = self._chains[root, page_size] = short_hashes(full)
         return known
 
     @cached_property
@@ -68,12 +68,22 @@ class Route:
 
 
 class Routing:
-    """Ranks engines, and counts what was sent where."""
+    """Ranks engines, and counts what was sent where.
 
-    def __init__(self, fleet: Fleet, *, weights: Weights, note: PlacementNote) -> None:
+    Args:
+        fleet: the engines.
+        weights: of the cost's terms.
+        note: takes what was sent where, for the other routers.
+        clock: monotonic seconds.
+    """
+
+    def __init__(
+        self, fleet: Fleet, *, weights: Weights, note: PlacementNote, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self.fleet = fleet
         self._weights = weights
         self._note = note
+        self._clock = clock
 
     def route(
         self,
@@ -106,7 +116,7 @@ class Routing:
         ]
         if not engines:
             return Route(prompt_pages=0, ranked=())
-        views = self._views(prompt, engines, time.monotonic())
+        views = self._views(prompt, engines, self._clock())
         prompt_pages = max(prompt.num_pages(engine.info.model.page_size) for engine in engines)
         ranked = rank(views, prompt_len=len(prompt) + num_committed, key=prompt.key, weights=self._weights)
         return Route(prompt_pages=prompt_pages, ranked=ranked)

@@ -23,16 +23,19 @@ from opentelemetry.sdk.trace.export import SpanExporter
 
 from octavo_router.admin import AdminService
 from octavo_router.admission import Admission
+from octavo_router.admission_queue import AdmissionQueue, QueueLimits
 from octavo_router.bus import RedisBus
 from octavo_router.config import RouterConfig
-from octavo_router.dispatch import DispatchLimits
 from octavo_router.fleet import Fleet
+from octavo_router.gate import Gate
 from octavo_router.metrics import RouterMetrics
 from octavo_router.policy import Weights
 from octavo_router.routing import Routing
 from octavo_router.service import InferenceService, ServiceLimits
 from octavo_router.session import LinkState, LinkTimes
 from octavo_router.tokenizer import Tokenizer, TokenizerThreads
+from octavo_router.turns import Turns
+from octavo_router.work import DispatchLimits
 
 _log = structlog.get_logger("octavo.router")
 
@@ -63,7 +66,7 @@ class RouterServer:
         """
         directory = resolve_model(config.model)
         model_name = config.model_name or served_name(config.model)
-        tokenizer = Tokenizer(directory)
+        tokenizer = Tokenizer(directory, cache_bytes=config.tokenizer_cache)
         self._config = config
         self._metrics = RouterMetrics()
         self._provider = tracer_provider(
@@ -74,7 +77,6 @@ class RouterServer:
             sample_ratio=config.trace_sample_ratio,
             exporter=exporter,
         )
-        self.admission = Admission(config.max_in_flight)
         self.fleet = Fleet(
             config.static_engines,
             router_id=config.router_id,
@@ -82,6 +84,7 @@ class RouterServer:
             tokenizer_revision=tokenizer.revision,
             times=times,
         )
+        self.admission = self._admission()
         self.bus = self._bus()
         self._tokenizer = TokenizerThreads(tokenizer, num_threads=config.tokenizer_threads)
         self._routing = Routing(self.fleet, weights=Weights(), note=self.bus.note if self.bus else _no_note)
@@ -188,6 +191,26 @@ class RouterServer:
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         enable_reflection(server, (inference_pb2.DESCRIPTOR, health_pb2.DESCRIPTOR))
         return server
+
+    def _admission(self) -> Admission:
+        config = self._config
+        limits = QueueLimits(
+            max_queued_tokens=config.max_queued_tokens,
+            tenant_max_queued_tokens=config.tenant_max_queued_tokens,
+            max_tokens_in_flight=config.max_tokens_in_flight,
+            tenant_max_tokens_in_flight=config.tenant_max_tokens_in_flight,
+            max_queue_s=config.max_queue_s,
+            fair_quantum_tokens=config.fair_quantum_tokens,
+            batch_share=config.batch_share,
+            max_tenants=config.max_tenants,
+        )
+        turns = Turns(
+            AdmissionQueue(limits),
+            gate=Gate(self.fleet, queue_s=config.engine_queue_s),
+            metrics=self._metrics,
+            no_engine_s=config.move_wait_s,
+        )
+        return Admission(turns, max_in_flight=config.max_in_flight, metrics=self._metrics)
 
     def _bus(self) -> RedisBus | None:
         config = self._config

@@ -19,23 +19,18 @@ from opentelemetry.trace import SpanKind
 
 from octavo_router import validation
 from octavo_router.account import Account
-from octavo_router.admission import Admission
+from octavo_router.admission import Admission, Demand, Place
 from octavo_router.call import Call, Context, read_call
 from octavo_router.chat_template import Message
-from octavo_router.dispatch import Dispatch, DispatchLimits, Placed, Work
-from octavo_router.journal import Ending, Timing
+from octavo_router.dispatch import Dispatch
+from octavo_router.fair_queue import ServiceClass
 from octavo_router.metrics import RouterMetrics
 from octavo_router.output import ChoiceEnded, Chunk
-from octavo_router.policy import Cost
+from octavo_router.responses import Responses, engine_cost
+from octavo_router.resume import Resumption, resumption_of
 from octavo_router.routing import Prompt, Routing
 from octavo_router.tokenizer import TokenizerThreads
-
-_REASONS = {
-    Ending.STOP: types_pb2.FINISH_REASON_STOP,
-    Ending.LENGTH: types_pb2.FINISH_REASON_LENGTH,
-    Ending.CANCELLED: types_pb2.FINISH_REASON_CANCELLED,
-    Ending.DEADLINE: types_pb2.FINISH_REASON_DEADLINE,
-}
+from octavo_router.work import DispatchLimits, Placed, Work
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,9 +86,9 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
             account = Account(span, self._metrics, request_id=call.request_id, router_id=self._router_id)
             failure: str | None = "internal"
             try:
-                with self._admission.enter():
+                with self._admission.enter() as place:
                     self._metrics.in_flight.set(self._admission.num_in_flight)
-                    await self._generate(request, call, account, context.write, trace_id_of(span))
+                    await self._generate(request, call, place, account, context.write, trace_id_of(span))
                 failure = None
             except OctavoError as error:
                 failure = error.code.name.lower()
@@ -137,13 +132,14 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
             return inference_pb2.ExplainResponse(
                 prompt_tokens=len(prompt),
                 prompt_pages=route.prompt_pages,
-                candidates=[_engine_cost(cost) for cost in route.ranked],
+                candidates=[engine_cost(cost) for cost in route.ranked],
             )
 
     async def _generate(
         self,
         request: inference_pb2.GenerateRequest,
         call: Call,
+        place: Place,
         account: Account,
         write: Callable[[inference_pb2.GenerateResponse], Awaitable[None]],
         trace_id: str,
@@ -153,7 +149,10 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         validation.check_generate(
             request, max_prompt_bytes=self._limits.max_prompt_bytes, vocab_size=self._limits.vocab_size
         )
+        if not request.HasField("resume"):
+            place.announce(_demand(call, request.sampling, request.priority))
         work = self._work(request, call, await self._tokenize(request.input, account))
+        await self._take_turn(place, work, _demand(call, work.sampling, work.priority))
         dispatch = Dispatch(
             work,
             routing=self._routing,
@@ -162,14 +161,26 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
             tracer=self._tracer,
         )
         account.dispatched(dispatch, work.sampling.seed)
-        responses = _Responses(request, work, dispatch, trace_id)
+        responses = Responses(request, work, dispatch, trace_id)
         async with aclosing(dispatch.events()) as events:
             async for event in events:
+                if isinstance(event, Placed):
+                    place.runs(dispatch.journal)
                 await write(responses.of(event))
                 if isinstance(event, Chunk):
                     account.sent_tokens()
                 elif isinstance(event, ChoiceEnded):
                     account.ended(event.ending)
+
+    async def _take_turn(self, place: Place, work: Work, demand: Demand) -> None:
+        if work.resumed is not None:
+            place.go_on(demand, work.prompt)
+        elif not place.ask(demand, work.prompt):
+            with self._tracer.start_as_current_span(Span.ROUTER_QUEUE, record_exception=False) as span:
+                span.set_attribute(Attribute.SERVICE_CLASS, demand.service_class.value)
+                span.set_attribute(Attribute.EXPECTED_TOKENS, place.expected_tokens)
+                await place.wait()
+        trace.get_current_span().set_attribute(Attribute.QUEUE_S, place.waited_s)
 
     async def _tokenize(self, message: inference_pb2.Input, account: Account) -> list[int]:
         started_at = time.perf_counter()
@@ -206,7 +217,18 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
             stops=tuple(request.sampling.stop),
             priority=request.priority,
             deadline=call.deadline,
+            resumed=self._resumption(request, max_tokens),
         )
+
+    def _resumption(self, request: inference_pb2.GenerateRequest, max_tokens: int) -> Resumption | None:
+        if not request.HasField("resume"):
+            return None
+        resumed = resumption_of(request.resume)
+        if any(len(choice.token_ids) > max_tokens for choice in resumed.choices):
+            raise Unavailable(
+                "no_room", "no engine here has a context as long as prompt and output; try another router"
+            )
+        return resumed if resumed.is_committed else None  # without output it is a request like any other
 
     def _read_call(self, context: Context) -> Call:
         return read_call(
@@ -246,83 +268,12 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         return (min(limit, most), min(limit, most)) if limit else (most, (most + 1) // 2)
 
 
-class _Responses:
-    """Turns the events of one dispatch into messages."""
-
-    def __init__(self, request: inference_pb2.GenerateRequest, work: Work, dispatch: Dispatch, trace_id: str) -> None:
-        self._request = request
-        self._work = work
-        self._dispatch = dispatch
-        self._trace_id = trace_id
-        self._num_running = work.sampling.n
-
-    def of(self, event: Placed | Chunk | ChoiceEnded) -> inference_pb2.GenerateResponse:
-        if isinstance(event, Chunk):
-            return inference_pb2.GenerateResponse(chunk=self._chunk(event))
-        if isinstance(event, ChoiceEnded):
-            return inference_pb2.GenerateResponse(finished=self._finished(event))
-        return inference_pb2.GenerateResponse(
-            accepted=inference_pb2.Accepted(
-                request_id=self._work.request_id,
-                trace_id=self._trace_id,
-                engine_id=event.engine_id,
-                prompt_tokens=len(self._work.prompt),
-                matched_pages=event.matched_pages,
-                reason=event.reason,
-            )
-        )
-
-    def _chunk(self, chunk: Chunk) -> inference_pb2.OutputChunk:
-        return inference_pb2.OutputChunk(
-            index=chunk.index,
-            text=chunk.text,
-            position=chunk.position,
-            num_tokens=len(chunk.token_ids),
-            token_ids=chunk.token_ids if self._request.return_token_ids else None,
-            logprobs=chunk.logprobs if self._request.logprobs else None,
-        )
-
-    def _finished(self, ended: ChoiceEnded) -> inference_pb2.Finished:
-        self._num_running -= 1
-        journal = self._dispatch.journal
-        return inference_pb2.Finished(
-            index=ended.index,
-            reason=_REASONS[ended.ending],
-            stopped_by=ended.stopped_by,
-            usage=types_pb2.Usage(
-                prompt_tokens=len(self._work.prompt),
-                cached_tokens=journal.cached_tokens,
-                output_tokens=journal.num_output_tokens,
-            ),
-            timing=_timing(self._dispatch.timing) if self._num_running == 0 else None,
-            engine_id=self._dispatch.engine_id,
-            num_moves=journal.num_moves,
-        )
-
-
-def _timing(timing: Timing) -> types_pb2.EngineTiming:
-    return types_pb2.EngineTiming(
-        queue_ns=timing.queue_ns,
-        prefill_ns=timing.prefill_ns,
-        decode_ns=timing.decode_ns,
-        num_prefill_steps=timing.num_prefill_steps,
-        num_preemptions=timing.num_preemptions,
-        num_recomputed_tokens=timing.num_recomputed_tokens,
-        peak_pages=timing.peak_pages,
-    )
-
-
-def _engine_cost(cost: Cost) -> inference_pb2.EngineCost:
-    return inference_pb2.EngineCost(
-        engine_id=cost.engine_id,
-        matched_pages=cost.matched_pages,
-        waiting_tokens=cost.waiting_tokens,
-        uncached_tokens=cost.uncached_tokens,
-        prefill_tokens_per_s=cost.prefill_tokens_per_s,
-        pool_usage=cost.pool_usage,
-        num_running=cost.num_running,
-        prefill_s=cost.prefill_s,
-        pool_s=cost.pool_s,
-        decode_s=cost.decode_s,
-        cost_s=cost.cost_s,
+def _demand(call: Call, sampling: types_pb2.SamplingParams, priority: types_pb2.Priority.ValueType) -> Demand:
+    is_batch = priority == types_pb2.PRIORITY_BATCH
+    return Demand(
+        tenant=call.tenant,
+        service_class=ServiceClass.BATCH if is_batch else ServiceClass.INTERACTIVE,
+        deadline=call.deadline,
+        max_tokens=sampling.max_tokens,
+        num_choices=sampling.n or 1,
     )

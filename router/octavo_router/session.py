@@ -18,8 +18,9 @@ import structlog
 from octavo.errors import InternalError
 from octavo.v1 import engine_pb2, engine_pb2_grpc
 
-from octavo_router.attempt import Attempt
+from octavo_router.attempt import ENGINE_SILENT, ENGINE_STALLED, Attempt
 from octavo_router.step_columns import tokens_of
+from octavo_router.wakeups import Wakeups
 
 _log = structlog.get_logger("octavo.router.link")
 
@@ -46,9 +47,9 @@ class LinkTimes:
     """When a link gives up, in seconds."""
 
     connect_s: float = 3.0  # from dialling to the welcome
-    suspect_s: float = 1.5  # silence after which nothing new is sent there: three heartbeats
-    lost_s: float = 3.0  # silence after which its requests move
-    stall_s: float = 30.0  # heartbeats come, but a core with requests makes no step
+    suspect_s: float = 1.5  # silence after which nothing new is sent there: fifteen heartbeats
+    lost_s: float = 2.5  # silence after which its requests move
+    stall_s: float = 30.0  # heartbeats that call the core well, but a core with requests makes no step
     max_backoff_s: float = 1.0
 
 
@@ -89,7 +90,9 @@ _Call = grpc.aio.StreamStreamCall[engine_pb2.LinkRequest, engine_pb2.LinkRespons
 class LinkSession:
     """One stream. `run` keeps it; the rest may be called on the same event loop while it runs."""
 
-    def __init__(self, address: str, *, router_id: str, owner: SessionOwner, times: LinkTimes) -> None:
+    def __init__(
+        self, address: str, *, router_id: str, owner: SessionOwner, times: LinkTimes, wakeups: Wakeups
+    ) -> None:
         self.attempts: dict[int, Attempt] = {}
         self.snapshot_wanted = asyncio.Event()
         self.heard_at = time.monotonic()
@@ -99,12 +102,14 @@ class LinkSession:
         self._owner = owner
         self._router_id = router_id
         self._times = times
+        self._wakeups = wakeups
         self._outbox: deque[engine_pb2.LinkRequest] = deque()
         self._outbox_filled = asyncio.Event()
         self._next_stream_id = 1
         self._step_id = 0
         self._stepped_at = self.heard_at
         self._draining = False
+        self._stalled = False
 
     async def run(self) -> str:
         """Return why the stream ended."""
@@ -170,6 +175,7 @@ class LinkSession:
         if isinstance(message, engine_pb2.LinkResponse) and message.HasField("welcome"):
             self.heard_at = self._stepped_at = time.monotonic()
             self._draining = message.welcome.load.draining
+            self._stalled = message.welcome.load.stalled
             return message.welcome
         await call.code()  # a stream that ended with a status raises nothing by itself
         return None
@@ -205,21 +211,27 @@ class LinkSession:
             if attempt is not None:
                 attempt.started(started)
         at_ns = step.ended_ns
+        attempts, due, closed = self.attempts, set(), set()
         for stream_id, choice, position, token_id, logprob in tokens:
-            attempt = self.attempts.get(stream_id)
+            attempt = attempts.get(stream_id)
             if attempt is not None:
                 attempt.token(choice, position, token_id, logprob, at_ns)
+                due.add(attempt)
+                if attempt.over is not None:
+                    closed.add(stream_id)
+        self._wakeups.soon(due)
         for end in step.ends:
-            attempt = self.attempts.get(end.stream_id)
+            attempt = attempts.get(end.stream_id)
             if attempt is not None:
                 attempt.ended(end)
-        self._sweep({*step.stream_ids, *(end.stream_id for end in step.ends)})
+                closed.add(end.stream_id)
+        self._sweep(closed)
 
     def _sweep(self, stream_ids: set[int]) -> None:
         """Let go of attempts that are over; an engine that does not know that is told."""
         for stream_id in stream_ids:
-            attempt = self.attempts.get(stream_id)
-            if attempt is None or attempt.is_open:
+            attempt = self.attempts[stream_id]
+            if attempt.is_open:
                 continue
             if attempt.over is not None:
                 self.cancel(stream_id, attempt)
@@ -235,16 +247,24 @@ class LinkSession:
 
     def _load(self, load: engine_pb2.Load) -> None:
         self._draining = load.draining
+        self._stalled = load.stalled
         self._owner.session_load(load)
-        self._judge()
+        self.judge()
+        if load.stalled:  # the front lives, so the stream stays: if the core wakes up, it finds its requests cancelled
+            self._lose_all(ENGINE_STALLED)
+
+    def _lose_all(self, reason: str) -> None:
+        for attempt in self.attempts.values():
+            attempt.lose(reason)
 
     def _note_step(self, step_id: int) -> None:
         if step_id > self._step_id:
             self._step_id = step_id
             self._stepped_at = self.heard_at
 
-    def _judge(self) -> None:
-        if time.monotonic() - self.heard_at > self._times.suspect_s:
+    def judge(self) -> None:
+        """Tell the link how far the engine can be relied on now."""
+        if self._stalled or time.monotonic() - self.heard_at > self._times.suspect_s:
             state = LinkState.SUSPECT
         else:
             state = LinkState.DRAINING if self._draining else LinkState.SERVING
@@ -271,10 +291,11 @@ class LinkSession:
             if now - slept_at > self._times.suspect_s / 2:
                 continue  # this process was late itself: what the engine sent meanwhile is still unread
             if now - self.heard_at > self._times.lost_s:
+                self._lose_all(ENGINE_SILENT)
                 return "silent"
             if now - self._stepped_at > self._times.stall_s:
                 return "stalled"
-            self._judge()
+            self.judge()
 
     async def _fetch_snapshots(self, stub: engine_pb2_grpc.EngineServiceAsyncStub) -> str:
         while True:

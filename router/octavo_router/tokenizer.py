@@ -2,6 +2,9 @@
 
 Special tokens written inside a message are text, not control: before rendering they are replaced by marks, the rendered
 text is cut at the template's own special tokens, and the marks become plain text again in the cut pieces.
+
+Texts are encoded piece by piece (`segments`), and pieces seen before come from a cache: the next turn of a chat costs the
+encoding of what is new in it.
 """
 
 from __future__ import annotations
@@ -16,20 +19,27 @@ from pathlib import Path
 
 from octavo.errors import InvalidRequest
 from octavo.revision import tokenizer_revision
-from tokenizers import AddedToken
 from tokenizers import Tokenizer as FastTokenizer
 
 from octavo_router.chat_template import ChatTemplate, Message
 from octavo_router.detokenizer import Detokenizer, Vocabulary
+from octavo_router.segments import Cuts, alternatives
+from octavo_router.token_cache import TokenCache
 
 # Shorter texts take less time to encode than a change of thread does.
 _INLINE_CHARS = 4096
+_PROBE = "page"
 
 
 class Tokenizer:
-    """The tokenizer and chat template of one model directory. All methods may run in any thread."""
+    """The tokenizer and chat template of one model directory. All methods may run in any thread.
 
-    def __init__(self, directory: Path) -> None:
+    Args:
+        directory: the model directory.
+        cache_bytes: memory for the ids of texts seen before.
+    """
+
+    def __init__(self, directory: Path, *, cache_bytes: int = 64 << 20) -> None:
         path = str(directory / "tokenizer.json")
         self.revision = tokenizer_revision(directory)
         self._fast = FastTokenizer.from_file(path)
@@ -39,19 +49,22 @@ class Tokenizer:
         for each in (self._fast, self._plain):
             each.no_padding()
             each.no_truncation()
-        self._specials = {
-            token.content: (token_id, token)
-            for token_id, token in self._fast.get_added_tokens_decoder().items()
-            if token.special
-        }
-        self._special_pattern = _alternatives(self._specials)
+        added = self._fast.get_added_tokens_decoder()
+        self._specials = {token.content: (token_id, token) for token_id, token in added.items() if token.special}
+        self._special_pattern = alternatives(self._specials)
+        self._cuts = Cuts(added.values())
+        self._frame = _frame(self._fast)
+        self.cache = TokenCache(cache_bytes)
         self._template = ChatTemplate.load(directory)
         self._vocabulary = Vocabulary(self._fast, byte_level=_is_byte_level(directory))
         self.vocab_size = self._fast.get_vocab_size()
 
     def encode_text(self, text: str) -> list[int]:
         """Return the ids of plain text, with the special tokens that the tokenizer adds by itself."""
-        return list(self._fast.encode(text, add_special_tokens=True).ids)
+        if self._frame is None or not text:
+            return list(self._fast.encode(text, add_special_tokens=True).ids)
+        before, after = self._frame
+        return before + self._encode_pieces(text) + after
 
     def encode_chat(self, messages: Sequence[Message]) -> list[int]:
         """Return the ids of a chat, up to where the answer begins.
@@ -64,7 +77,7 @@ class Tokenizer:
                 "no_chat_template", "this model has no chat template; send input.text instead", field="input.chat"
             )
         if not any(self._special_pattern.search(message.content) for message in messages):
-            return list(self._fast.encode(self._template.render(messages), add_special_tokens=False).ids)
+            return self._encode_pieces(self._template.render(messages))
         marks = _Marks(self._special_pattern)
         marked = [Message(message.role, marks.hide(message.content)) for message in messages]
         return self._encode_marked(self._template.render(marked), marks.reveal)
@@ -72,6 +85,19 @@ class Tokenizer:
     def detokenizer(self) -> Detokenizer:
         """Return a detokenizer for one choice."""
         return self._vocabulary.detokenizer()
+
+    def _encode_pieces(self, text: str) -> list[int]:
+        """Return the ids of a text without what the tokenizer adds by itself."""
+        ids: list[int] = []
+        for piece in self._cuts.pieces(text):
+            ids.extend(self.cache.encode("control", piece, self._encode_control))
+        return ids
+
+    def _encode_control(self, piece: str) -> list[int]:
+        return list(self._fast.encode(piece, add_special_tokens=False).ids)
+
+    def _encode_text_only(self, piece: str) -> list[int]:
+        return list(self._plain.encode(piece, add_special_tokens=False).ids)
 
     def _encode_marked(self, rendered: str, reveal: Callable[[str], str]) -> list[int]:
         ids: list[int] = []
@@ -88,7 +114,7 @@ class Tokenizer:
     def _encode_plain(self, piece: str, reveal: Callable[[str], str], strip_start: bool, strip_end: bool) -> list[int]:  # noqa: FBT001
         piece = piece.lstrip() if strip_start else piece
         piece = piece.rstrip() if strip_end else piece
-        return list(self._plain.encode(reveal(piece), add_special_tokens=False).ids) if piece else []
+        return self.cache.encode("text", reveal(piece), self._encode_text_only).tolist() if piece else []
 
 
 class TokenizerThreads:
@@ -136,10 +162,14 @@ class _Marks:
         return f"{self._open}{len(self._hidden) - 1}\ue001"
 
 
-def _alternatives(specials: dict[str, tuple[int, AddedToken]]) -> re.Pattern[str]:
-    if not specials:
-        return re.compile(r"(?!)")  # matches nothing
-    return re.compile("|".join(re.escape(content) for content in sorted(specials, key=len, reverse=True)))
+def _frame(fast: FastTokenizer) -> tuple[list[int], list[int]] | None:
+    """Return the ids that a tokenizer puts before and after every text by itself; None if it does something else."""
+    bare = list(fast.encode(_PROBE, add_special_tokens=False).ids)
+    framed = list(fast.encode(_PROBE, add_special_tokens=True).ids)
+    for start in range(len(framed) - len(bare) + 1 if bare else 0):
+        if framed[start : start + len(bare)] == bare:
+            return framed[:start], framed[start + len(bare) :]
+    return None
 
 
 def _is_byte_level(directory: Path) -> bool:

@@ -13,7 +13,19 @@ from octavo.v1 import inference_pb2, types_pb2
 MAX_STOPS: Final = 8
 MAX_STOP_BYTES: Final = 128
 MAX_MESSAGES: Final = 4096
+MAX_KIND_LEN: Final = 128
+INVALID_RESUME: Final = "invalid_resume"
 ROLES: Final = frozenset({"system", "user", "assistant", "tool"})
+# Unspecified: the choice goes on. The others are those that a client is told.
+_RESUMABLE: Final = frozenset(
+    {
+        types_pb2.FINISH_REASON_UNSPECIFIED,
+        types_pb2.FINISH_REASON_STOP,
+        types_pb2.FINISH_REASON_LENGTH,
+        types_pb2.FINISH_REASON_CANCELLED,
+        types_pb2.FINISH_REASON_DEADLINE,
+    }
+)
 _VISIBLE = re.compile(r"[\x21-\x7e]{1,128}")
 
 
@@ -41,6 +53,30 @@ def check_generate(request: inference_pb2.GenerateRequest, *, max_prompt_bytes: 
     _check_stops(request.sampling.stop)
     if request.priority not in types_pb2.Priority.values():
         raise InvalidRequest("invalid_priority", f"priority {request.priority} does not exist", field="priority")
+    if request.HasField("resume"):
+        check_resume(request.resume, request.sampling, vocab_size=vocab_size)
+
+
+def check_resume(resume: inference_pb2.Resume, sampling: types_pb2.SamplingParams, *, vocab_size: int) -> None:
+    """Check output that a client says it has.
+
+    Raises:
+        InvalidRequest: it is none that this request can have.
+    """
+    num_choices = sampling.n or 1
+    if len(resume.choices) != num_choices:
+        problem = f"resume.choices has {len(resume.choices)} entries for {num_choices} choices"
+        raise InvalidRequest(INVALID_RESUME, problem, field="resume.choices")
+    for index, choice in enumerate(resume.choices):
+        _check_resumed_choice(choice, sampling.max_tokens, f"resume.choices[{index}]", vocab_size)
+    if all(choice.finish_reason for choice in resume.choices):
+        raise InvalidRequest(INVALID_RESUME, "every choice has finished: there is nothing to resume", field="resume")
+    if any(choice.token_ids for choice in resume.choices):
+        if not 1 <= len(resume.engine_kind) <= MAX_KIND_LEN:
+            problem = f"must be an Origin.engine_kind, of 1 to {MAX_KIND_LEN} characters"
+            raise InvalidRequest(INVALID_RESUME, problem, field="resume.engine_kind")
+        if not sampling.HasField("seed"):
+            raise InvalidRequest(INVALID_RESUME, "must be set to Accepted.seed", field="sampling.seed")
 
 
 def check_input(message: inference_pb2.Input, *, max_prompt_bytes: int, vocab_size: int) -> None:
@@ -101,6 +137,20 @@ def _check_tokens(tokens: inference_pb2.TokenInput, max_prompt_bytes: int, vocab
         raise InvalidRequest(
             "invalid_token_id", f"token id {largest} is not below the vocabulary size {vocab_size}", field=field
         )
+
+
+def _check_resumed_choice(choice: inference_pb2.ResumedChoice, max_tokens: int, field: str, vocab_size: int) -> None:
+    if max_tokens and len(choice.token_ids) > max_tokens:
+        problem = f"{field} has {len(choice.token_ids)} tokens; sampling.max_tokens is {max_tokens}"
+        raise InvalidRequest(INVALID_RESUME, problem, field=f"{field}.token_ids")
+    if choice.token_ids and (largest := max(choice.token_ids)) >= vocab_size:
+        problem = f"token id {largest} is not below the vocabulary size {vocab_size}"
+        raise InvalidRequest("invalid_token_id", problem, field=f"{field}.token_ids")
+    if choice.text_bytes and not choice.token_ids:
+        raise InvalidRequest(INVALID_RESUME, "there is no text without tokens", field=f"{field}.text_bytes")
+    if choice.finish_reason not in _RESUMABLE:
+        problem = f"finish reason {choice.finish_reason} does not end a choice for a client"
+        raise InvalidRequest(INVALID_RESUME, problem, field=f"{field}.finish_reason")
 
 
 def _check_bytes(size: int, limit: int, field: str) -> None:

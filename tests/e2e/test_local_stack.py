@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 import pytest
 import transformers
 from octavo.model_directory import resolve_model
-from octavo_client import Accepted, Chunk, Finished, Message, OctavoClient, Sampling
+from octavo_client import Accepted, Chunk, Completion, Finished, Generation, Message, OctavoClient, Sampling
 from octavo_client.admin import AdminClient
+from octavo_client.collector import Collector
 from octavo_client.stack import LocalStack
+from support.router_process import router_process
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(240)]
 
@@ -129,6 +133,50 @@ async def test_killed_engine_leaves_the_stream_whole_and_the_fleet_within_two_se
     assert moved.finished.usage.output_tokens == 60
     assert left_after < 2
     assert joined_after < 2
+
+
+async def test_killed_router_leaves_every_stream_whole(stack: LocalStack, tmp_path: Path) -> None:
+    samplings = [
+        Sampling(temperature=0.0, max_tokens=24, ignore_eos=True, stop=("!?", " the sea was")),
+        Sampling(temperature=0.8, top_p=0.9, seed=5, max_tokens=24, ignore_eos=True, n=2),
+    ]
+    async with (
+        router_process(resolve_model(), tmp_path / "ready.json", "--redis-url", stack.redis_url) as spare,
+        contextlib.AsyncExitStack() as restarted,
+    ):
+        await spare.logged("engine_joined", 2)
+        async with OctavoClient(f"{stack.router.address},{spare.address}") as client:
+
+            def start(sampling: Sampling) -> Generation:
+                prompt = "Tell me about the sea."
+                return client.generate(prompt, sampling=sampling, logprobs=True, return_token_ids=True)
+
+            undisturbed = [await start(sampling).completion() for sampling in samplings]
+            # Routers take requests in turn, so each kind is at either once.
+            generations = [start(sampling) for sampling in samplings * 2]
+            begun = [asyncio.Event() for _ in generations]
+            readers = [
+                asyncio.create_task(read(generation, sampling.n, event))
+                for generation, sampling, event in zip(generations, samplings * 2, begun, strict=True)
+            ]
+            await asyncio.gather(*(event.wait() for event in begun))
+            restarted.push_async_callback(stack.start_router)
+            await stack.kill_router()
+            completions = await asyncio.gather(*readers)
+    assert sum(generation.num_resumes for generation in generations) == 2
+    for completion, expected in zip(completions, undisturbed * 2, strict=True):
+        assert completion.choices == expected.choices
+        assert completion.usage.output_tokens == expected.usage.output_tokens
+
+
+async def read(generation: Generation, num_choices: int, begun: asyncio.Event) -> Completion:
+    """Read a generation to its end, and tell when it has output."""
+    collector = Collector(num_choices)
+    async for event in generation:
+        collector.add(event)
+        if isinstance(event, Chunk):
+            begun.set()
+    return collector.completion(ttft_s=None, duration_s=0.0)
 
 
 async def test_dead_redis_does_not_stop_serving(stack: LocalStack) -> None:

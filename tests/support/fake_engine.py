@@ -133,6 +133,7 @@ class FakeEngine(engine_pb2_grpc.EngineServiceServicer):
         """Let the streams pass `hold_at`."""
         self.hold_at = None
         self._released.set()
+        self._released = asyncio.Event()  # a later hold holds again
 
     async def announce(self, url: str, prefix: str) -> None:
         """Hold a lease in Redis, and tell the fleet."""

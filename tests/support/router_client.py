@@ -63,6 +63,7 @@ class Answer:
     text: dict[int, str] = field(default_factory=dict)
     token_ids: dict[int, list[int]] = field(default_factory=dict)
     finished: list[inference_pb2.Finished] = field(default_factory=list)
+    origin: inference_pb2.Origin | None = None
     num_chunks: int = 0
 
     def add(self, response: inference_pb2.GenerateResponse) -> None:
@@ -75,6 +76,8 @@ class Answer:
             assert chunk.position == len(known), "chunks are contiguous"
             assert len(chunk.token_ids) == chunk.num_tokens
             known.extend(chunk.token_ids)
+            if chunk.HasField("origin"):
+                self.origin = chunk.origin
             self.text[chunk.index] = self.text.get(chunk.index, "") + chunk.text
             self.num_chunks += 1
         else:

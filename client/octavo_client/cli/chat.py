@@ -21,7 +21,16 @@ from octavo_client.cli.console import (
     router_address,
     write,
 )
-from octavo_client.cli.generate import MaxTokensFlag, SeedFlag, TemperatureFlag, TopPFlag, stream
+from octavo_client.cli.generate import (
+    FrequencyPenaltyFlag,
+    MaxTokensFlag,
+    PresencePenaltyFlag,
+    RepetitionPenaltyFlag,
+    SeedFlag,
+    TemperatureFlag,
+    TopPFlag,
+    stream,
+)
 from octavo_client.cli.report import summary
 from octavo_client.client import OctavoClient
 from octavo_client.values import Message, Sampling
@@ -66,12 +75,23 @@ def chat(
     max_tokens: MaxTokensFlag = 512,
     temperature: TemperatureFlag = None,
     top_p: TopPFlag = None,
+    frequency_penalty: FrequencyPenaltyFlag = 0.0,
+    presence_penalty: PresencePenaltyFlag = 0.0,
+    repetition_penalty: RepetitionPenaltyFlag = None,
     seed: SeedFlag = None,
     model: ModelFlag = "",
     router: RouterFlag = None,
 ) -> None:
     """Talk with the model."""
-    sampling = Sampling(temperature=temperature, top_p=top_p, seed=seed, max_tokens=max_tokens)
+    sampling = Sampling(
+        temperature=temperature,
+        top_p=top_p,
+        frequency_penalty=frequency_penalty,
+        presence_penalty=presence_penalty,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+        max_tokens=max_tokens,
+    )
     conversation = Conversation()
     conversation.restart(system or "")
     # The loop runs only while an answer comes: between answers the terminal belongs to input().

@@ -33,8 +33,9 @@ RouterFlag = Annotated[
     typer.Option(
         "--router",
         envvar="OCTAVO_ROUTER",
-        metavar="HOST:PORT",
-        help=f"Address of the router. Default: the stack of `octavo up`, else {DEFAULT_TARGET}.",
+        metavar="HOST:PORT[,HOST:PORT...]",
+        help="Address of the router, or of several: an answer goes on at another when one dies. "
+        f"Default: the stack of `octavo up`, else {DEFAULT_TARGET}.",
         show_default=False,
     ),
 ]

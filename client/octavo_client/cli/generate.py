@@ -37,6 +37,16 @@ TopPFlag = Annotated[
     float | None, typer.Option(help="Keep the likeliest tokens up to this probability.", show_default=False)
 ]
 TopKFlag = Annotated[int, typer.Option(min=0, help="Keep the k likeliest tokens; 0: all.")]
+FrequencyPenaltyFlag = Annotated[
+    float, typer.Option(min=-2, max=2, help="Make a token less likely each time it comes in the answer.")
+]
+PresencePenaltyFlag = Annotated[
+    float, typer.Option(min=-2, max=2, help="Make tokens that came in the answer less likely.")
+]
+RepetitionPenaltyFlag = Annotated[
+    float | None,
+    typer.Option(min=0.01, max=100, help="Make tokens of prompt and answer less likely; 1 is off.", show_default=False),
+]
 
 
 def generate(
@@ -48,6 +58,9 @@ def generate(
     temperature: TemperatureFlag = None,
     top_p: TopPFlag = None,
     top_k: TopKFlag = 0,
+    frequency_penalty: FrequencyPenaltyFlag = 0.0,
+    presence_penalty: PresencePenaltyFlag = 0.0,
+    repetition_penalty: RepetitionPenaltyFlag = None,
     seed: SeedFlag = None,
     stop: Annotated[list[str] | None, typer.Option(help="String that ends the answer; repeatable.")] = None,
     n: Annotated[int, typer.Option("-n", min=1, max=8, help="Number of answers.")] = 1,
@@ -63,6 +76,9 @@ def generate(
         temperature=temperature,
         top_p=top_p,
         top_k=top_k,
+        frequency_penalty=frequency_penalty,
+        presence_penalty=presence_penalty,
+        repetition_penalty=repetition_penalty,
         seed=seed,
         max_tokens=max_tokens,
         stop=tuple(stop or ()),

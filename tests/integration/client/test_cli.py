@@ -47,6 +47,18 @@ async def test_generate_prints_json_for_programs(router: ScriptedRouter) -> None
     assert result.stderr == ""
 
 
+async def test_generate_and_chat_take_penalties(router: ScriptedRouter) -> None:
+    flags = ("--frequency-penalty", "0.5", "--presence-penalty", "-1", "--repetition-penalty", "1.25")
+    await octavo("generate", "Hi", "--router", router.address, *flags)
+    await octavo("chat", "--router", router.address, *flags, text="Hi\n")
+    for request in router.requests:
+        sampling = request.sampling
+        assert (sampling.frequency_penalty, sampling.presence_penalty, sampling.repetition_penalty) == (0.5, -1, 1.25)
+    assert len(router.requests) == 2
+    refused = await octavo("generate", "Hi", "--router", router.address, "--repetition-penalty", "0")
+    assert refused.exit_code == 2
+
+
 async def test_generate_reads_standard_input(router: ScriptedRouter) -> None:
     await octavo("generate", "-", "--router", router.address, text="from a pipe")
     assert router.requests[0].input.text == "from a pipe"

@@ -77,7 +77,10 @@ async def test_choices_are_kept_apart(router: ScriptedRouter, client: OctavoClie
 
 
 async def test_a_request_carries_what_was_asked(router: ScriptedRouter, client: OctavoClient) -> None:
-    sampling = Sampling(temperature=0.0, top_p=0.5, seed=7, max_tokens=3, stop=("\n",), stop_token_ids=(9,))
+    sampling = Sampling(
+        temperature=0.0, top_p=0.5, seed=7, max_tokens=3, stop=("\n",), stop_token_ids=(9,),
+        frequency_penalty=0.5, presence_penalty=-1.5, repetition_penalty=1.25,
+    )  # fmt: skip
     await client.generate(
         "Hi", sampling=sampling, model="tiny", priority=Priority.BATCH, request_id="mine", logprobs=True
     ).completion()
@@ -87,6 +90,8 @@ async def test_a_request_carries_what_was_asked(router: ScriptedRouter, client: 
     assert request.sampling.HasField("temperature")
     assert request.sampling.temperature == 0.0
     assert (request.sampling.seed, request.sampling.max_tokens) == (7, 3)
+    assert (request.sampling.frequency_penalty, request.sampling.presence_penalty) == (0.5, -1.5)
+    assert request.sampling.repetition_penalty == 1.25
     assert (list(request.sampling.stop), list(request.sampling.stop_token_ids)) == (["\n"], [9])
     assert router.metadata[0]["x-request-id"] == "mine"
 
@@ -94,7 +99,7 @@ async def test_a_request_carries_what_was_asked(router: ScriptedRouter, client: 
 async def test_what_is_not_asked_stays_absent(router: ScriptedRouter, client: OctavoClient) -> None:
     await client.generate("Hi").completion()
     sampling = router.requests[0].sampling
-    assert not any(sampling.HasField(name) for name in ("temperature", "top_p", "seed"))
+    assert not any(sampling.HasField(name) for name in ("temperature", "top_p", "seed", "repetition_penalty"))
 
 
 async def test_a_chat_is_sent_as_messages(router: ScriptedRouter, client: OctavoClient) -> None:

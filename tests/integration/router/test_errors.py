@@ -32,6 +32,9 @@ INVALID = {
     "sampling.min_tokens": {"min_tokens": 9},
     "sampling.stop_token_ids": {"stop_token_ids": [512]},
     "sampling.stop": {"stop": ["x" * 129]},
+    "sampling.frequency_penalty": {"frequency_penalty": 2.5},
+    "sampling.presence_penalty": {"presence_penalty": -2.5},
+    "sampling.repetition_penalty": {"repetition_penalty": 0.0},
 }
 
 

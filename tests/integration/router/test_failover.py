@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import grpc
 import pytest
@@ -141,7 +142,7 @@ async def test_request_ends_with_a_status_when_no_engine_comes(new_engine, new_r
     assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
 
 
-async def test_request_that_keeps_losing_engines_is_given_up(new_engine, new_router):
+async def test_request_that_kills_its_second_engine_too_is_not_tried_at_a_third(new_engine, new_router):
     engines = [await new_engine(f"e{index}") for index in range(4)]
     router = await new_router(*engines)
     for engine in engines:
@@ -149,8 +150,74 @@ async def test_request_that_keeps_losing_engines_is_given_up(new_engine, new_rou
         engine.end_with = types_pb2.FINISH_REASON_ERROR
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await router.generate(max_tokens=20)
+    error = from_rpc_error(caught.value)
+    assert (error.code, error.reason) == (grpc.StatusCode.INTERNAL, "request_quarantined")
+    assert error.retry_after_s is None, "nobody is invited to kill more engines with it"
+    assert sum(len(engine.submits) for engine in engines) == 2
+
+
+async def test_request_that_goes_on_between_its_losses_is_given_up_after_two_moves(new_engine, new_router):
+    engines = [await new_engine(f"e{index}") for index in range(4)]
+    router = await new_router(*engines)
+    for engine in engines:
+        engine.end_with = types_pb2.FINISH_REASON_ERROR
+
+        def three_more(link, submit, position, engine=engine, may_go_on=engine._may_go_on):
+            engine.hold_at = 3 * (submit.attempt + 1)
+            return may_go_on(link, submit, position)
+
+        engine._may_go_on = three_more
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await router.generate(max_tokens=20)
     assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
     assert sum(len(engine.submits) for engine in engines) == 3, "the first try and two moves"
+
+
+async def test_engine_whose_core_hangs_loses_its_requests_at_once_and_gets_no_new_ones(two, new_router):
+    router = await new_router(*two)
+    call, answer, home, other = await streaming_from(router, two, max_tokens=20)
+    other.release()
+    home.load.stalled = True
+    await rest_of(call, answer)
+    assert answer.token_ids[0] == list(count_up()(home.submits[0], 0))
+    assert answer.finished[0].engine_id == other.engine_id
+    await home.until(lambda: home.cancels == [home.submits[0].stream_id])
+    answers = [await router.generate([60 + index] * 9) for index in range(4)]
+    assert {answer.accepted.engine_id for answer in answers} == {other.engine_id}
+
+
+async def test_core_that_wakes_up_serves_again_and_its_late_tokens_are_dropped(two, new_router):
+    router = await new_router(*two)
+    call, answer, home, other = await streaming_from(router, two, max_tokens=20)
+    other.hold_at = 10
+    home.load.stalled = True
+    while len(answer.token_ids[0]) < 10:
+        answer.add(await call.read())
+    home.load.stalled = False
+    home.release()
+    await router.serving("e1", "e2")
+    other.release()
+    await rest_of(call, answer)
+    assert answer.token_ids[0] == list(count_up()(home.submits[0], 0))
+
+
+async def test_engine_that_hangs_at_the_welcome_gets_nothing(new_engine, new_router):
+    stalled, serving = await new_engine("e1"), await new_engine("e2")
+    stalled.load.stalled = True
+    router = await new_router(serving, engines=f"{stalled.address},{serving.address}")
+    await router.until(lambda: len(router.router.fleet.engines) == 2)
+    answers = [await router.generate([50 + index] * 9) for index in range(4)]
+    assert {answer.accepted.engine_id for answer in answers} == {"e2"}
+
+
+async def test_broken_engine_is_left_at_once(two, new_router):
+    router = await new_router(*two)
+    call, answer, home, other = await streaming_from(router, two, max_tokens=20)
+    other.release()
+    killed_at = time.monotonic()
+    await home.kill()
+    await rest_of(call, answer)
+    assert time.monotonic() - killed_at < 1.0, "not the 1.2 s of silence"
 
 
 async def test_refused_request_tries_the_next_engine(two, new_router):

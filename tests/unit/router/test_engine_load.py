@@ -29,6 +29,15 @@ def test_report_does_not_yet_know_what_was_just_sent(load):
     assert load.waiting_tokens(10.01) == 40
 
 
+def test_slower_report_of_the_same_step_undoes_nothing(load):
+    load.update(LoadReport(waiting_tokens=90, step_id=4), 10.0)
+    load.hint(LoadReport(waiting_tokens=10, step_id=4), 10.1)
+    load.hint(LoadReport(waiting_tokens=10, step_id=3), 10.1)
+    assert load.waiting_tokens(10.1) == 90
+    load.hint(LoadReport(waiting_tokens=10, step_id=5), 10.1)
+    assert load.waiting_tokens(10.1) == 10
+
+
 def test_request_that_came_and_went_between_reports_weighs_nothing(load):
     placement = load.place(40, 10.0)
     load.prefilled(placement)

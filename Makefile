@@ -43,12 +43,17 @@ demo: model ## Start Redis, engines and a router, stream an answer, say what hap
 up: model ## Start the local stack and keep it running until Ctrl-C
 	@$(BIN)/octavo up
 
-.PHONY: test test-gpu check format protos bench
+.PHONY: test chaos test-gpu check format protos bench
 test: $(VENV)/.dev model ## Run the tests
 	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
+MINUTES ?= 10
+chaos: $(VENV)/.dev ## Break engines, networks and Redis under load for MINUTES=10; SEED=n does it again
+	@OCTAVO_CHAOS_MINUTES=$(MINUTES) OCTAVO_CHAOS_SEED=$(or $(SEED),0) OCTAVO_CHAOS_MODEL=tiny \
+		$(BIN)/python -m pytest -s tests/chaos/test_chaos.py -k test_no_trouble_is_seen_by_any_client
+
 test-gpu: ## Run the GPU tests on a machine with a CUDA device (with the python3 that has torch)
-	@PYTHONPATH=protos:kernels:engine:router:client $(PYTHON) -m pytest -m gpu tests
+	@PYTHONPATH=protos:kernels:engine:router:client $(PYTHON) -m pytest -m gpu tests/gpu tests/exactness tests/unit/kernels
 
 check: $(VENV)/.dev ## Lint, types, layers, contract
 	@$(BIN)/ruff format --check .

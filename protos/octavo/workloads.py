@@ -11,7 +11,7 @@ engine that is compared runs the very same token ids.
 | prefill | count, prompt | prompt tokens per second, one output token each |
 | shared_prefix | groups, per group, prefix, suffix, output | seconds until all have ended, from an empty cache |
 | throughput | count, shortest, longest | output tokens per second, lengths of prompts and outputs drawn evenly |
-| serve | concurrency, prompt, output | a closed loop of streaming clients: output tokens per second, TTFT, ITL |
+| serve | concurrency, prompt, output | a closed loop of clients: output tokens per second; through the router also TTFT, ITL |
 | start | | seconds from the start of the process to the first token |
 """
 
@@ -28,6 +28,13 @@ HIGHEST_ID: Final = 32_000
 
 DECODE_OUTPUTS: Final = (8, 136)
 """Output tokens of the two runs whose difference gives the time of a decode step."""
+
+# Rounds of requests that each client of a closed loop makes. One client alone is slow, and steady.
+_ROUNDS_OF_ONE: Final = 4
+_FEW_CLIENTS: Final = 32
+_ROUNDS_OF_FEW: Final = 3
+_ROUNDS_OF_MANY: Final = 2
+_FIRST_LOOP_SEED: Final = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +67,28 @@ class Workload:
         return _JOBS[self.kind](highest_id=highest_id, **self.sizes)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClosedLoop:
+    """The requests of a closed loop: `uniform` makes them of `count`, `seed` and the lengths."""
+
+    concurrency: int
+    count: int
+    seed: int
+    prompt_len: int
+    output_len: int
+    highest_id: int
+
+    def jobs(self) -> list[Job]:
+        """Return the requests, in the order in which clients take them."""
+        return uniform(
+            count=self.count,
+            prompt_len=self.prompt_len,
+            output_len=self.output_len,
+            seed=self.seed,
+            highest_id=self.highest_id,
+        )
+
+
 def parse(name: str) -> Workload:
     """Return the workload of a name such as "decode:32:1024".
 
@@ -83,6 +112,25 @@ def uniform(*, count: int, prompt_len: int, output_len: int, seed: int = 2, high
     """Return `count` jobs of one shape with random prompts that share nothing."""
     rng = _random(seed)
     return [Job(_random_ids(rng, prompt_len, highest_id), output_len) for _ in range(count)]
+
+
+def closed_loop(workload: Workload, highest_id: int = HIGHEST_ID) -> ClosedLoop:
+    """Return all requests of a workload `serve`; those of each concurrency have prompts of their own."""
+    concurrency = workload.sizes["concurrency"]
+    return ClosedLoop(
+        concurrency=concurrency,
+        count=_num_requests(concurrency),
+        seed=_FIRST_LOOP_SEED + concurrency,
+        prompt_len=workload.sizes["prompt_len"],
+        output_len=workload.sizes["output_len"],
+        highest_id=highest_id,
+    )
+
+
+def _num_requests(concurrency: int) -> int:
+    if concurrency == 1:
+        return _ROUNDS_OF_ONE
+    return concurrency * (_ROUNDS_OF_FEW if concurrency <= _FEW_CLIENTS else _ROUNDS_OF_MANY)
 
 
 def _single_stream(*, prompt_len: int, output_len: int, highest_id: int) -> list[Job]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import msgspec
-from octavo.page_hash import chain, root_hash
+from octavo.page_hash import root_hash, token_bytes
 from octavo.v1 import engine_pb2
 from octavo_engine.budget import StepBudget
 from octavo_engine.load import LoadBoard
@@ -47,6 +48,7 @@ class Submission:
 
     __slots__ = (
         "cached_tokens",
+        "deadline",
         "ended_at",
         "first_token_at",
         "max_tokens",
@@ -63,9 +65,11 @@ class Submission:
         *,
         on_first_token: Callable[[], None],
         on_end: Callable[[], None],
+        deadline: float | None = None,
     ) -> None:
         self.prompt = prompt
         self.max_tokens = max_tokens
+        self.deadline = deadline
         self.on_first_token = on_first_token
         self.on_end = on_end
         self.output: list[int] = []
@@ -82,7 +86,6 @@ class SimulatedEngine:
         shape: its size and speed.
         clock: virtual time.
         tell_pages: told of each message of page events.
-        counts_uncached: whether a request on its way to the scheduler counts by the tokens that the cache lacks.
     """
 
     def __init__(
@@ -92,7 +95,6 @@ class SimulatedEngine:
         clock: VirtualClock,
         *,
         tell_pages: Callable[[PageChange], None],
-        counts_uncached: bool,
     ) -> None:
         self.engine_id = engine_id
         self.shape = shape
@@ -104,7 +106,6 @@ class SimulatedEngine:
         self.scheduler = Scheduler(config, self.pool, budget)
         self._clock = clock
         self._tell_pages = tell_pages
-        self._counts_uncached = counts_uncached
         self._pages = ResidentPages(epoch=1)
         self._board = LoadBoard()
         self._inbox: list[Submission] = []
@@ -117,7 +118,12 @@ class SimulatedEngine:
     def info(self) -> engine_pb2.EngineInfo:
         """What the engine says of itself in its welcome, as far as routing reads it."""
         info = engine_pb2.EngineInfo(
-            engine_id=self.engine_id, epoch=1, num_pages=self.shape.num_pages, page_hash_root=ROOT
+            engine_id=self.engine_id,
+            epoch=1,
+            num_pages=self.shape.num_pages,
+            max_step_tokens=self.shape.max_step_tokens,
+            max_sequences=self.shape.max_sequences,
+            page_hash_root=ROOT,
         )
         info.model.page_size = PAGE_SIZE
         info.model.max_model_len = 1 << 20
@@ -136,15 +142,12 @@ class SimulatedEngine:
     def submit(self, submission: Submission) -> None:
         """Take a request; the scheduler gets it when the step in flight is over."""
         self._inbox.append(submission)
-        self._board.sent(len(submission.prompt) - self._num_cached(submission.prompt))
+        self._board.sent(partial(self._num_uncached, submission.prompt))
         if not self._is_stepping:
             self._step()
 
-    def _num_cached(self, prompt: list[int]) -> int:
-        if not self._counts_uncached:
-            return 0
-        reusable = chain(ROOT, prompt, PAGE_SIZE)[: (len(prompt) - 1) // PAGE_SIZE]
-        return self.pool.num_resident_prefix(reusable) * PAGE_SIZE
+    def _num_uncached(self, prompt: list[int]) -> int:
+        return len(prompt) - self._pages.num_cached_tokens(token_bytes(prompt), ROOT, PAGE_SIZE)
 
     def _step(self) -> None:
         for submission in self._inbox:
@@ -156,6 +159,7 @@ class SimulatedEngine:
                 sampling=Sampling(max_tokens=submission.max_tokens),
                 arrival_ns=self._clock.now_ns,
                 page_hash_root=ROOT,
+                deadline_ns=None if submission.deadline is None else round(submission.deadline * 1e9),
             )
             self.scheduler.add(request, self._clock.now_ns)
         self._inbox.clear()

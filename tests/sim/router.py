@@ -9,8 +9,9 @@ from typing import cast
 from octavo.v1 import engine_pb2
 from octavo_router.directory import Directory, Outcome, PageChange
 from octavo_router.fleet import Engine, Fleet
+from octavo_router.kind import EngineKind, kind_of
 from octavo_router.load import EngineLoad, LoadReport, Placement
-from octavo_router.policy import Cost, Weights, rank
+from octavo_router.policy import Cost, Weights
 from octavo_router.routing import Prompt, Routing
 from sim.clock import VirtualClock
 
@@ -20,12 +21,18 @@ class KnownEngine:
     """What a router keeps of an engine: the part of `octavo_router.fleet.Engine` that routing reads."""
 
     info: engine_pb2.EngineInfo
+    kind: EngineKind
     load: EngineLoad = field(default_factory=EngineLoad)
 
     @property
     def engine_id(self) -> str:
         """Its name."""
         return self.info.engine_id
+
+    @property
+    def epoch(self) -> int:
+        """Start of its process."""
+        return self.info.epoch
 
 
 class KnownFleet:
@@ -35,6 +42,10 @@ class KnownFleet:
         self.directory = Directory()
         self.engines: dict[str, KnownEngine] = {}
         self._clock = clock
+
+    def serving(self) -> list[KnownEngine]:
+        """Engines in the order of their ids."""
+        return [self.engines[engine_id] for engine_id in sorted(self.engines)]
 
     def place(
         self, engine: KnownEngine, uncached_tokens: int, hashes: Iterable[int], *, num_sequences: int = 1
@@ -72,14 +83,13 @@ class SimulatedRouter:
         self._clock = clock
         self._choose = choose
         self._fleet = KnownFleet(clock)
-        self._weights = weights
-        # Routing asks its fleet for nothing that KnownFleet lacks as long as `route`, which reads the wall clock, is not called.
-        self._routing = Routing(cast("Fleet", self._fleet), weights=self._weights, note=note)
+        # Routing asks its fleet for nothing that KnownFleet lacks.
+        self._routing = Routing(cast("Fleet", self._fleet), weights=weights, note=note, clock=lambda: clock.now)
 
     @property
     def engines(self) -> list[KnownEngine]:
         """Engines in the order of their ids."""
-        return [self._fleet.engines[engine_id] for engine_id in sorted(self._fleet.engines)]
+        return self._fleet.serving()
 
     @property
     def directory(self) -> Directory:
@@ -88,7 +98,7 @@ class SimulatedRouter:
 
     def join(self, info: engine_pb2.EngineInfo) -> None:
         """Know an engine; its snapshot follows."""
-        self._fleet.engines[info.engine_id] = KnownEngine(info)
+        self._fleet.engines[info.engine_id] = KnownEngine(info, kind_of(info))
         self._fleet.directory.join(info.engine_id, info.epoch)
 
     def take_pages(self, engine_id: str, change: PageChange) -> bool:
@@ -120,10 +130,9 @@ class SimulatedRouter:
         if engine_id in self._fleet.engines:
             self._fleet.place(self._fleet.engines[engine_id], uncached_tokens, hashes)
 
-    def costs(self, prompt: Prompt) -> list[Cost]:
+    def costs(self, prompt: Prompt) -> Sequence[Cost]:
         """Rank the engines for a prompt, the best first."""
-        views = self._routing._views(prompt, cast("list[Engine]", self.engines), self._clock.now)
-        return rank(views, prompt_len=len(prompt), key=prompt.key, weights=self._weights)
+        return self._routing.route(prompt, room=0).ranked
 
     def route(self, prompt: Prompt) -> tuple[KnownEngine, Placement]:
         """Choose an engine and count the request there."""

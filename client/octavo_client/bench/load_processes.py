@@ -8,7 +8,10 @@ import os
 import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import asdict
 from typing import Any, Final
+
+from octavo.workloads import ClosedLoop
 
 from octavo_client.bench.serving_load import ServingResult, joined
 
@@ -34,24 +37,15 @@ class LoadProcesses:
     def __init__(self, processes: list[asyncio.subprocess.Process]) -> None:
         self._processes = processes
 
-    async def run(
-        self, *, count: int, concurrency: int, prompt_len: int, output_len: int, seed: int, highest_id: int
-    ) -> ServingResult:
-        """Run `count` requests of random prompts with `concurrency` in flight.
+    async def run(self, loop: ClosedLoop) -> ServingResult:
+        """Run a closed loop.
 
         Raises:
             LoadFailed: a request or a process failed.
         """
-        parts = num_processes(concurrency)
+        parts = num_processes(loop.concurrency)
         used = self._processes[:parts]
-        order = {
-            "count": count,
-            "concurrency": concurrency,
-            "prompt_len": prompt_len,
-            "output_len": output_len,
-            "seed": seed,
-            "highest_id": highest_id,
-        }
+        order = asdict(loop)
         for index, process in enumerate(used):
             _say(process, json.dumps(order | {"part": [index, parts]}))
         await asyncio.gather(*map(_answer, used))

@@ -8,11 +8,12 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 from octavo.errors import OctavoError
-from octavo.workloads import Workload, parse
+from octavo.workloads import ClosedLoop, Workload, closed_loop, parse
 
 from octavo_client import redis_server
 from octavo_client.admin import AdminClient
@@ -27,13 +28,11 @@ from octavo_client.stack_options import StackOptions
 from octavo_client.values import Engine
 
 _START_LIMIT_S: Final = 180.0
+_WARM_LIMIT_S: Final = 60.0
+_WARM_PERIOD_S: Final = 0.25
 _RUN_LIMIT_S: Final = 150.0
 _WARM_UP: Final = {"prompt_len": 64, "output_len": 16}
-# Rounds of requests that each client makes. One client alone is slow, and steady.
-_FIRST_ROUNDS: Final = 4
-_FEW_CLIENTS: Final = 32
-_ROUNDS_OF_FEW: Final = 3
-_ROUNDS_OF_MANY: Final = 2
+_WARM_UP_SEED: Final = 2000
 _NO_REDIS: Final = "redis://127.0.0.1:1"
 
 
@@ -66,27 +65,18 @@ class RouterSession:
             return [self._start]
         try:
             async with asyncio.timeout(_RUN_LIMIT_S):
-                return _figures(*await self._serve(**workload.sizes))
+                loop = closed_loop(workload, self._highest_id)
+                return _figures(await self._serve(loop), loop.count)
         except LoadFailed as error:
             raise MeasureFailed(str(error)) from None
         except TimeoutError:
             raise MeasureFailed(f"not over after {_RUN_LIMIT_S:.0f} s") from None
 
-    async def _serve(self, concurrency: int, prompt_len: int, output_len: int) -> tuple[ServingResult, int]:
-        count = num_requests(concurrency)
-        async with load_processes(self._stack.router.address, concurrency) as clients:
-            # Prompts of their own for each concurrency and the warm-up: nothing is in the prefix cache.
-            seeds = {"concurrency": concurrency, "highest_id": self._highest_id}
-            await clients.run(count=concurrency, seed=2000 + concurrency, **_WARM_UP, **seeds)
-            lengths = {"prompt_len": prompt_len, "output_len": output_len}
-            return await clients.run(count=count, seed=1000 + concurrency, **lengths, **seeds), count
-
-
-def num_requests(concurrency: int) -> int:
-    """Return how many requests a closed loop of so many clients makes."""
-    if concurrency == 1:
-        return _FIRST_ROUNDS
-    return concurrency * (_ROUNDS_OF_FEW if concurrency <= _FEW_CLIENTS else _ROUNDS_OF_MANY)
+    async def _serve(self, loop: ClosedLoop) -> ServingResult:
+        async with load_processes(self._stack.router.address, loop.concurrency) as clients:
+            # Prompts of their own: nothing that is measured is in the prefix cache.
+            await clients.run(replace(loop, count=loop.concurrency, seed=_WARM_UP_SEED + loop.concurrency, **_WARM_UP))
+            return await clients.run(loop)
 
 
 @asynccontextmanager
@@ -104,7 +94,7 @@ async def router_session(subject: Subject) -> AsyncIterator[RouterSession]:
                 await _first_token(client, subject.highest_id)
                 start = Figure("seconds", (time.monotonic() - started,), {"kernel_cache": kernel_cache})
                 async with AdminClient(stack.router.admin_address) as admin:
-                    engine = (await admin.engines())[0]
+                    engine = await _warm_engine(admin)
                 yield RouterSession(stack, engine, start, subject.highest_id)
         except (StackFailed, OctavoError) as error:
             raise MeasureFailed(str(error)) from None
@@ -115,6 +105,14 @@ async def _first_token(client: OctavoClient, highest_id: int) -> None:
         await run_closed_loop(client, parse("start").jobs(highest_id), 1)
     except ExceptionGroup as errors:
         raise MeasureFailed(f"the first request failed: {errors.exceptions[0]}") from None
+
+
+async def _warm_engine(admin: AdminClient) -> Engine:
+    """Return the engine once it has prepared its steps, or has had time enough: its start is measured, not hidden here."""
+    give_up_at = time.monotonic() + _WARM_LIMIT_S
+    while (engine := (await admin.engines())[0]).is_warming and time.monotonic() < give_up_at:  # noqa: ASYNC110  # of another process
+        await asyncio.sleep(_WARM_PERIOD_S)
+    return engine
 
 
 def _options(subject: Subject, folder: Path) -> StackOptions:

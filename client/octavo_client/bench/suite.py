@@ -138,7 +138,8 @@ class Suite:
     def _workloads(self, shape: str, target: str) -> list[Workload]:
         names = self._options.workloads
         if names is None:
-            names = ["start", *_DECODES.get(shape, _DECODES["llama-8b"]), *_BATCHES, *_SERVED]
+            served = _SERVED if target == "router" else _SERVED[-1:]
+            names = ["start", *_DECODES.get(shape, _DECODES["llama-8b"]), *_BATCHES, *served]
         chosen = [workload for workload in map(parse, names) if target in _targets_of(workload)]
         return sorted(chosen, key=lambda workload: workload.kind != "start")
 
@@ -241,6 +242,4 @@ def spoken(result: Result) -> str:
 
 
 def _targets_of(workload: Workload) -> tuple[str, ...]:
-    if workload.kind == "start":
-        return TARGETS
-    return ("router",) if workload.kind == "serve" else ("offline",)
+    return TARGETS if workload.kind in {"start", "serve"} else ("offline",)

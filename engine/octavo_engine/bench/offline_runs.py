@@ -6,8 +6,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final, TypeVar
 
-from octavo.workloads import DECODE_OUTPUTS, HIGHEST_ID, Job, Workload
+from octavo.workloads import DECODE_OUTPUTS, HIGHEST_ID, Job, Workload, closed_loop
 
+from octavo_engine.bench.closed_loop import run_closed_loop
 from octavo_engine.bench.measured import Measured
 from octavo_engine.bench.requests import submit
 from octavo_engine.offline import OfflineEngine, Output
@@ -35,6 +36,7 @@ class OfflineRuns:
             "prefill": self._prefill,
             "shared_prefix": self._seconds,
             "throughput": self._output_rate,
+            "serve": self._closed_loop,
             "start": self._once,
         }
 
@@ -64,6 +66,13 @@ class OfflineRuns:
     def _once(self, workload: Workload) -> tuple[str, Runs]:
         seconds, _ = self._run(workload.jobs(self._highest_id))
         return "seconds", [seconds]
+
+    def _closed_loop(self, workload: Workload) -> tuple[str, Runs]:
+        """The rate that serving may come close to: the same requests with nothing between clients and engine."""
+        loop = closed_loop(workload, self._highest_id)
+        jobs = loop.jobs()
+        run_closed_loop(self._engine, _cut(jobs[: loop.concurrency], _WARM_UP_TOKENS), loop.concurrency)
+        return "out_tok_s", [run_closed_loop(self._engine, jobs, loop.concurrency).tokens_per_s]
 
     def _decode(self, workload: Workload) -> tuple[str, Runs]:
         """Time a step by the difference of a longer and a shorter output, so that what both have drops out."""

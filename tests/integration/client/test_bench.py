@@ -59,6 +59,7 @@ async def test_the_suite_measures_both_targets_and_survives_a_failure(model: Pat
     }
     for target in ("offline", "router"):
         assert kept[target, "start", "seconds"]["value"] > 0
+        assert kept[target, "serve:2:16:8", "out_tok_s"]["value"] > 0
     step = kept["offline", "decode:2:40", "ms_per_step"]
     assert 0 < step["floor"] < step["value"]
     assert step["fraction"] == pytest.approx(step["floor"] / step["value"], rel=0.01)

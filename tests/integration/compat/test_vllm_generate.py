@@ -7,6 +7,7 @@ import grpc
 import pytest
 from octavo.errors import from_rpc_error
 from octavo.v1 import admin_pb2, engine_pb2, engine_pb2_grpc, types_pb2
+from octavo_engine.compat.translation import submit_of
 from smg_grpc_proto.generated import common_pb2, vllm_engine_pb2
 from support.engine_process import Gate, running_engine
 from support.fake_core import POISON, expected_tokens
@@ -90,6 +91,13 @@ async def test_absent_limits_mean_what_the_context_allows() -> None:
     assert len(answer.token_ids[0]) == 62
 
 
+def test_penalties_are_passed_on_and_absent_ones_are_off() -> None:
+    given = submit_of(a_request(frequency_penalty=0.5, presence_penalty=-1, repetition_penalty=1.25), {}).sampling
+    assert (given.frequency_penalty, given.presence_penalty, given.repetition_penalty) == (0.5, -1, 1.25)
+    absent = submit_of(a_request(), {}).sampling
+    assert (absent.frequency_penalty, absent.presence_penalty, absent.repetition_penalty) == (0, 0, 1)
+
+
 async def test_an_id_and_a_seed_are_drawn_for_a_request_without(vllm: Any) -> None:
     request = a_request(request_id="")
     request.sampling_params.ClearField("seed")
@@ -145,8 +153,8 @@ def abort_request(*request_ids: str) -> Any:
         ({"n": 9}, "invalid_sampling", "sampling.n"),
         ({"n": 4_000_000_000}, "invalid_sampling", "sampling.n"),
         ({"max_tokens": 0}, "unsupported_parameter", "sampling_params.max_tokens"),
-        ({"frequency_penalty": 0.5}, "unsupported_parameter", "sampling_params.frequency_penalty"),
-        ({"repetition_penalty": 1.1}, "unsupported_parameter", "sampling_params.repetition_penalty"),
+        ({"frequency_penalty": 2.5}, "invalid_sampling", "sampling.frequency_penalty"),
+        ({"repetition_penalty": -1}, "invalid_sampling", "sampling.repetition_penalty"),
         ({"logit_bias": {7: 1.0}}, "unsupported_parameter", "sampling_params.logit_bias"),
         ({"logprobs": 5}, "unsupported_parameter", "sampling_params.logprobs"),
         ({"prompt_logprobs": 1}, "unsupported_parameter", "sampling_params.prompt_logprobs"),

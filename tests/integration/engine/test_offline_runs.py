@@ -31,6 +31,7 @@ def runs(model: Path) -> OfflineRuns:
         ("prefill:2:64", "in_tok_s"),
         ("shared_prefix:2:3:32:8:4", "seconds"),
         ("throughput:6:4:20", "out_tok_s"),
+        ("serve:2:16:4", "out_tok_s"),
     ],
 )
 def test_every_workload_gives_its_metric(runs: OfflineRuns, name: str, metric: str) -> None:
@@ -38,11 +39,6 @@ def test_every_workload_gives_its_metric(runs: OfflineRuns, name: str, metric: s
     assert measured == metric
     assert 1 <= len(values) <= 3
     assert all(value > 0 for value in values)
-
-
-def test_serving_needs_a_service(runs: OfflineRuns) -> None:
-    with pytest.raises(ValueError, match="not measured offline"):
-        runs.measure(parse("serve:2"))
 
 
 def test_a_request_that_the_engine_refuses_is_no_result(runs: OfflineRuns) -> None:

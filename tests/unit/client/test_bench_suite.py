@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 from octavo.model_directory import ModelNotFound
-from octavo.workloads import Workload
+from octavo.workloads import Workload, closed_loop, parse
 from octavo_client.bench import suite
 from octavo_client.bench.load_processes import num_processes
 from octavo_client.bench.results import Result
 from octavo_client.bench.roofline import Ceilings
-from octavo_client.bench.router_session import num_requests, percentile
+from octavo_client.bench.router_session import percentile
 from octavo_client.bench.serving_load import ServingResult, joined
 from octavo_client.bench.session import Figure, MeasureFailed, Session, Subject
 from octavo_client.bench.suite import Suite, SuiteOptions
@@ -61,7 +61,7 @@ def no_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def run(
     sessions: Sessions,
-    workloads: Sequence[str],
+    workloads: Sequence[str] | None,
     numerics: Sequence[str] = ("fast",),
     limit_s: float | None = None,
     shape: str = "tiny",
@@ -125,10 +125,10 @@ async def test_a_result_stands_beside_its_floor() -> None:
     assert any("of the best possible" in line for line in told)
 
 
-async def test_serving_is_not_measured_offline() -> None:
+async def test_what_serving_is_compared_with_is_measured_offline_too() -> None:
     sessions = Sessions()
-    await run(sessions, ["serve:1"])
-    assert sessions.loads == []
+    await run(sessions, None, shape="qwen3-0.6b")
+    assert [name for name in sessions.runs if name.startswith("serve")] == ["serve:256:1024:256"]
 
 
 async def test_an_unknown_shape_ends_the_suite_before_anything_runs() -> None:
@@ -158,4 +158,6 @@ def test_clients_spread_over_half_the_cores() -> None:
 
 
 def test_each_client_makes_several_requests() -> None:
-    assert [num_requests(clients) for clients in (1, 8, 32, 128)] == [4, 24, 96, 256]
+    loops = [closed_loop(parse(f"serve:{clients}:8:4")) for clients in (1, 8, 32, 128)]
+    assert [loop.count for loop in loops] == [4, 24, 96, 256]
+    assert all(len(loop.jobs()) == loop.count for loop in loops)

@@ -82,6 +82,7 @@ class Registry:
         clock = asyncio.get_running_loop().time
         lease_due_s = clock()
         while not self._is_leaving:
+            heed_cancellation()
             is_lease_due = clock() >= lease_due_s
             await self._attempt(self._write(is_lease_due=is_lease_due))
             if is_lease_due:

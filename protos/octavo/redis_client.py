@@ -43,9 +43,9 @@ def connect(url: str, *, timeout_s: float = TIMEOUT_S, max_connections: int | No
 
 
 def heed_cancellation() -> None:
-    """Raise the cancellation of this task that an error hides. For loops that catch the errors of Redis and go on.
+    """Raise a cancellation of this task that got lost. For loops that ask Redis, catch its errors and go on.
 
-    A connection that breaks while its user is cancelled may raise its own error in place of the cancellation.
+    A connection that breaks while its user is cancelled may raise its own error in place of the cancellation, or none.
 
     Raises:
         CancelledError: the task has been cancelled.

@@ -90,6 +90,7 @@ class RedisBus:
     async def _keep(self, name: str, work: Callable[[], Awaitable[None]]) -> None:
         backoff_s = _FIRST_BACKOFF_S
         while True:
+            heed_cancellation()  # also one that got lost in work which then came to a good end
             try:
                 await work()
             except ResponseError as error:

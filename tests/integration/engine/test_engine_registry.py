@@ -91,7 +91,7 @@ async def test_an_engine_serves_on_when_redis_dies_and_joins_again_when_it_is_ba
         announced.lines.clear()
         await announced.logged("redis_up")
         store = redis.asyncio.Redis(port=again.port)
-        assert await notices(store) == ["join"]
+        assert set(await notices(store)) == {"join"}  # again after each lease that a slow machine let expire
         assert await store.exists(KEYS.lease(ID))
         await store.aclose()
     assert sum(line["event"] == "redis_down" for line in announced.lines) <= 1

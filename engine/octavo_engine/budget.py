@@ -5,8 +5,9 @@ The duration of a step is modelled as
     t = floor + per_prefill_token * prefill tokens + per_decode * decoding sequences
 
 with coefficients fitted to observed steps, old ones fading away. While sequences decode, a step takes as many prefill
-tokens as keep t within the target for the gap between two tokens, or as take as long as the decodes; otherwise, and before the fit is of use, as many as
-the limit allows. Prefill always gets a minimum, so that a tight target slows it down and never stops it.
+tokens as keep t within the target for the gap between two tokens, or as take as long as the decodes; otherwise, and before
+the fit is of use, as many as the limit allows. Prefill always gets a minimum, so that a tight target slows it down and
+never stops it.
 """
 
 from __future__ import annotations
@@ -32,14 +33,30 @@ class StepBudget:
         max_step_tokens: most tokens computed in one step.
         itl_target_s: longest step, in seconds, that prefill may cause while sequences decode; None means no target.
         min_chunk: prefill tokens that a step may always take, within `max_step_tokens`.
+        enough_prefill: with a target, most prefill tokens of a step that also decodes: more of them would compute no
+            faster, and make others wait; None means no such limit.
+        granule: with a target, a step that also decodes is rounded to a multiple of so many tokens: a device that
+            computes in tiles takes as long for a part of a tile as for a whole one.
     """
 
-    def __init__(self, *, max_step_tokens: int, itl_target_s: float | None = None, min_chunk: int = 32) -> None:
-        if max_step_tokens < 1 or min_chunk < 1:
-            raise ValueError(f"max_step_tokens {max_step_tokens} and min_chunk {min_chunk} must be above 0")
+    def __init__(
+        self,
+        *,
+        max_step_tokens: int,
+        itl_target_s: float | None = None,
+        min_chunk: int = 32,
+        enough_prefill: int | None = None,
+        granule: int = 1,
+    ) -> None:
+        if min(max_step_tokens, min_chunk, granule) < 1:
+            raise ValueError(
+                f"max_step_tokens {max_step_tokens}, min_chunk {min_chunk}, granule {granule}: one is below 1"
+            )
         self.max_step_tokens = max_step_tokens
         self.min_chunk = min(min_chunk, max_step_tokens)
         self._itl_target_s = itl_target_s
+        self._enough_prefill = max_step_tokens if enough_prefill is None else enough_prefill
+        self._granule = granule
         self._gram: _Matrix = [[0.0] * 3 for _ in range(3)]
         self._moment: _Vector = [0.0] * 3
         self._fit: _Vector = [0.0] * 3
@@ -83,7 +100,9 @@ class StepBudget:
         # Where decodes alone miss the target, prefill gets as long as they take: a step at most doubles, and prompts
         # are not fed in crumbs that cost the machine its rate.
         spare_s = max(self._itl_target_s - decode_s, decode_s)
-        return min(hard_room, max(self.min_chunk, int(spare_s * prefill_rate)))
+        room = min(self._enough_prefill, int(spare_s * prefill_rate))
+        whole = round((room + num_decodes) / self._granule) * self._granule - num_decodes
+        return min(hard_room, max(self.min_chunk, whole if whole > 0 else room))
 
     def observe(self, seconds: float, *, num_prefill_tokens: int, num_decodes: int) -> None:
         """Learn from a step's duration."""

@@ -5,10 +5,14 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Final, Literal, Self
 
 from octavo.settings import Address, RedisUrl, Settings, load
 from pydantic import ByteSize, Field, model_validator
+
+from octavo_engine.budget import StepBudget
+
+_GPU_GRANULE: Final = 256  # two row tiles of the matrix products
 
 
 class EngineConfig(Settings):
@@ -68,7 +72,7 @@ class EngineConfig(Settings):
         None,
         ge=0,
         le=60_000,
-        description="gap between tokens that prefill may stretch a step to; 0: no target; default: 50 on a GPU, 250 on a CPU",
+        description="gap between tokens that prefill may stretch a step to; 0: no target; default: 30 on a GPU, 250 on a CPU",
     )
     watermark: float = Field(0.03, ge=0, le=0.9, description="share of pages kept free at admission")
     prefix_caching: bool = Field(True, description="reuse the pages of equal prefixes between requests")
@@ -99,8 +103,19 @@ class EngineConfig(Settings):
         """Return the target for the gap between tokens in seconds, or None for no target."""
         milliseconds = self.itl_target_ms
         if milliseconds is None:
-            milliseconds = 250.0 if device == "cpu" else 50.0
+            milliseconds = 250.0 if device == "cpu" else 30.0
         return milliseconds / 1000 or None
+
+    def step_budget(self, device: str) -> StepBudget:
+        """Return what decides about the tokens of a step on a device."""
+        max_step_tokens = self.step_tokens(device)
+        is_gpu = device != "cpu"
+        return StepBudget(
+            max_step_tokens=max_step_tokens,
+            itl_target_s=self.itl_target_s(device),
+            enough_prefill=max_step_tokens // 2 if is_gpu else None,
+            granule=_GPU_GRANULE if is_gpu else 1,
+        )
 
 
 def load_config(arguments: Sequence[str], environ: Mapping[str, str]) -> EngineConfig:

@@ -22,7 +22,6 @@ from octavo.logs import configure_logs
 from octavo.model_directory import ModelNotFound
 
 from octavo_engine import messages
-from octavo_engine.budget import StepBudget
 from octavo_engine.config import EngineConfig
 from octavo_engine.pages import PagePool
 from octavo_engine.pipe import CorePipe, FrontGone
@@ -123,7 +122,7 @@ def scheduler_of(config: EngineConfig, facts: ModelFacts) -> Scheduler:
             prefix_caching=config.prefix_caching,
         ),
         PagePool(num_pages=facts.num_pages, page_size=facts.page_size),
-        StepBudget(max_step_tokens=config.step_tokens(facts.device), itl_target_s=config.itl_target_s(facts.device)),
+        config.step_budget(facts.device),
     )
 
 

@@ -22,7 +22,7 @@ from octavo_engine.decode_step import MAX_BANS, DecodeStep, Shape, padded_size, 
 from octavo_engine.models.decoder import Decoder
 from octavo_engine.sequence import Row, Sampled, StepPlan
 from octavo_engine.shared_prefixes import SharedFinder
-from octavo_engine.slot_state import SlotState
+from octavo_engine.slot_state import WIDTH_STEP, SlotState
 from octavo_engine.transfer import Download, Upload
 from octavo_engine.warm_up import chunk_plan, penalty_plan, warm_up_plans
 
@@ -68,12 +68,15 @@ class PipelinedRunner:
         self._decoder, self._ops = decoder, ops
         self._page_size = page_size
         self._most_tokens = min(max_step_tokens, max_len)
-        self._max_pages = -(-max_len // (4 * page_size)) * 4  # rows of 16 bytes
+        self._max_pages = -(-max_len // (WIDTH_STEP * page_size)) * WIDTH_STEP
         self._is_captured = device.type == "cuda"
         self._stream = torch.cuda.Stream(device) if self._is_captured else None  # type: ignore[no-untyped-call]
         self._pool = torch.cuda.graph_pool_handle() if self._is_captured else None
         self._steps: dict[Shape, DecodeStep] = {}
-        self._to_capture = self._usual_shapes(max_sequences, max_len) if self._is_captured else []
+        self._to_prepare: list[Shape | int] = []
+        if self._is_captured:
+            self._to_prepare += self._usual_shapes(max_sequences, max_len)
+            self._to_prepare += ops.usual_sizes(self._most_tokens)
         self._finder = SharedFinder(decoder.config, page_size)
         with self._on_stream():
             self._state = SlotState(
@@ -119,19 +122,35 @@ class PipelinedRunner:
 
     @property
     def is_warm(self) -> bool:
-        """Whether all usual steps of decodes are captured; the first request to need another one waits for it."""
-        return not self._to_capture
+        """Whether all usual steps are prepared; the first request to need another one waits for it."""
+        return not self._to_prepare
 
     @torch.inference_mode()
     def warm_next(self) -> None:
-        """Capture one more step of decodes."""
+        """Prepare one more size: capture a step of decodes, or load what a step of so many prompt tokens needs."""
+        usual = self._to_prepare.pop()
         with self._on_stream():
-            self._step_of(self._to_capture.pop())
+            if isinstance(usual, Shape):
+                self._step_of(usual)
+            else:
+                self._load_kernels(usual)
 
     def close(self) -> None:
         """Give memory back."""
         self._steps.clear()
         self._ops.close()
+
+    def _load_kernels(self, num_tokens: int) -> None:
+        """Compute a chunk of so many tokens that nobody asked for, and write none of its keys and values."""
+        plan = chunk_plan(num_tokens, self._page_size)
+        upload = Upload(self._buffer)
+        num_pages = -(-len(plan.rows[0].block_table) // WIDTH_STEP) * WIDTH_STEP
+        tables = np.zeros((1, min(num_pages, self._max_pages)), dtype=np.int32)
+        batch = build_batch(plan, self._page_size, tables, upload.put)
+        upload.send()
+        logits = self._decoder.forward(dataclasses.replace(batch, slots=torch.full_like(batch.slots, -1)))
+        assert logits is not None  # noqa: S101 - its last token samples
+        self._ops.sample(logits, batch)
 
     def _launch_decodes(self, rows: tuple[Row, ...]) -> Download:
         late = [row for row in rows if self._state.lacks_pages(row)]

@@ -17,7 +17,8 @@ from octavo_engine.batch import Array, signed
 from octavo_engine.penalties import SlotPenalties
 from octavo_engine.sequence import Row
 
-_WIDTH_STEP: Final = 4  # rows of 16 bytes: kernels are compiled for aligned tables
+WIDTH_STEP: Final = 16
+"""Block tables are multiples of so many entries wide: kernels are compiled for strides that 16 divides."""
 
 
 class SlotState:
@@ -79,7 +80,7 @@ class SlotState:
         """Return the rows' block tables [S, at least the most pages of one]; `meet` them first."""
         slots = [row.slot for row in rows]
         width = max(self._num_known[slot] for slot in slots)
-        width = min(-(-width // _WIDTH_STEP) * _WIDTH_STEP, self.max_pages)
+        width = min(-(-width // WIDTH_STEP) * WIDTH_STEP, self.max_pages)
         # Entries beyond what a slot knows may be a former occupant's: nothing reads them.
         return self._host_tables[slots, :width]
 

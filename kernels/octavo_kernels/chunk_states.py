@@ -113,19 +113,20 @@ def merge_chunks(
     D_PAD: tl.constexpr,
     CHUNK: tl.constexpr,
     WINDOW: tl.constexpr,
+    SPAN: tl.constexpr,
     HAS_SINKS: tl.constexpr,
     HAS_LSE: tl.constexpr,
     EARLY: tl.constexpr,
 ):
     """Fold the states of the visible chunks of one sequence and head, in chunk order, and finish the softmax.
 
-    Grid (head, sequence). Sequences with one visible chunk are already written and left alone.
+    Grid (head, sequence). Sequences of up to SPAN visible chunks are already written and left alone.
     """
     head, seq = tl.program_id(0), tl.program_id(1)
     wait_for_previous(EARLY)
     length = tl.load(seq_lens_ptr + seq)
     _, first_chunk, stop_chunk = visible_chunks(length, CHUNK, WINDOW)
-    if stop_chunk - first_chunk > 1:
+    if stop_chunk - first_chunk > SPAN:
         one = tl.arange(0, 1)
         write_merged(
             seq, head + one, one == 0, tl.num_programs(0), first_chunk, stop_chunk, num_chunks,

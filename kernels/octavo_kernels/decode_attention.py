@@ -5,6 +5,8 @@ sequence's result does not depend on what else is in the batch. A sequence withi
 kernel; longer ones leave a partial state per chunk, which the second kernel merges in chunk order, without atomics.
 """
 
+import math
+
 import torch
 import triton
 import triton.language as tl
@@ -12,9 +14,9 @@ import triton.language as tl
 from octavo_kernels.chunk_states import merge_chunks, visible_chunks, write_merged
 from octavo_kernels.decode_plan import DecodePlan, check_plan
 from octavo_kernels.heuristics import CHUNK, DECODE, DECODE_EXACT, Tile, lookup
-from octavo_kernels.launch import architecture, check_attention, check_options, must_upcast
-from octavo_kernels.overlap import early_launch, wait_for_previous
-from octavo_kernels.page_tiles import finish_softmax, load_tile, raw_scores, softmax_weights, token_offsets
+from octavo_kernels.launch import architecture, check_attention, check_options, check_vector, must_upcast
+from octavo_kernels.overlap import early_launch, prefetch_share, wait_for_previous
+from octavo_kernels.page_tiles import finish_softmax, fold_state, load_tile, raw_scores, softmax_weights, token_offsets
 
 
 def decode_workspace_size(batch: int, num_heads: int, head_dim: int, max_len: int, chunk: int = CHUNK) -> int:
@@ -47,6 +49,10 @@ def paged_decode(
     lse: torch.Tensor | None = None,
     exact: bool = False,
     plan: DecodePlan | None = None,
+    tickets: torch.Tensor | None = None,
+    span: int = 1,
+    ahead: torch.Tensor | None = None,
+    ahead_bytes: int = 0,
     tile: Tile | None = None,
 ) -> None:
     """Attend with one query token a sequence.
@@ -70,6 +76,13 @@ def paged_decode(
         lse: [B, Hq] fp32, written if given: natural logarithm of the softmax denominator, the sink included.
         exact: give the very bits that `paged_extend` with `exact` and the same chunk gives for the same query.
         plan: the work list of this step, made for this chunk and window; without it the grid covers the whole table.
+        tickets: [B * Hk] int32, zero between launches: whoever finishes the last chunk of a sequence folds all of them,
+            in order, instead of a second kernel. A plan has its own.
+        span: a sequence of up to so many chunks is read by one program, which folds them in order itself: the same bits
+            with less traffic, for batches that fill the device anyway. Ignored with a plan or tickets.
+        ahead: a contiguous tensor that no kernel of the step writes and one needs soon, such as the next weight: its first
+            `ahead_bytes` come into the L2 cache meanwhile. For batches that leave memory idle.
+        ahead_bytes: at most so many.
         tile: launch parameters, by default those of `heuristics.DECODE` or `DECODE_EXACT`.
     """
     check_attention(q, k, v, block_table, seq_lens, out, sinks, lse)
@@ -93,13 +106,18 @@ def paged_decode(
     if batch == 0:
         return
     num_chunks = triton.cdiv(max_len, chunk)
+    if plan is not None or tickets is not None:
+        span = 1
     lse_out = lse if lse is not None else workspace  # an address that is never written
     rows = max(tile.rows, triton.next_power_of_2(group))
-    grid: tuple[int, ...] = (num_chunks, num_kv_heads, batch)
+    grid: tuple[int, ...] = (1 if num_chunks <= span and window == 0 else num_chunks, num_kv_heads, batch)
     if plan is not None:
         check_plan(plan, batch, num_kv_heads, chunk, window, rows, group)
         grid = (min(plan.programs, num_chunks * num_kv_heads * batch),)
-    merged = plan is not None and plan.tickets is not None
+        tickets = plan.tickets
+    elif tickets is not None:
+        check_vector("tickets", tickets, batch * num_kv_heads, torch.int32, q.device)
+    share = _share(ahead, ahead_bytes, math.prod(grid), 32 * tile.warps)
     _decode_chunks[grid](
         q,
         k,
@@ -108,11 +126,12 @@ def paged_decode(
         seq_lens,
         plan.work if plan else None,
         plan.members if plan else None,
-        plan.tickets if plan else None,
+        tickets,
         sinks,
         out,
         lse_out,
         workspace,
+        ahead if share else None,
         scale,
         softcap,
         num_chunks,
@@ -140,12 +159,15 @@ def paged_decode(
         TOKENS=tile.tokens,
         LISTED=plan is not None,
         MEMBERS=plan.members.shape[1] if plan and plan.members is not None else 0,
-        TICKETS=merged,
+        TICKETS=tickets is not None,
+        SPAN=span,
+        SHARE=share,
+        THREADS=32 * tile.warps,
         num_warps=tile.warps,
         num_stages=tile.stages,
         **early_launch(),
     )
-    if num_chunks > 1 and not merged:
+    if num_chunks > span and tickets is None:
         merge_chunks[num_heads, batch](
             workspace,
             seq_lens,
@@ -160,11 +182,20 @@ def paged_decode(
             D_PAD=d_pad,
             CHUNK=chunk,
             WINDOW=window,
+            SPAN=span,
             HAS_SINKS=sinks is not None,
             HAS_LSE=lse is not None,
             num_warps=1 if d_pad <= 128 else 2,
             **early_launch(),
         )
+
+
+def _share(ahead: torch.Tensor | None, most_bytes: int, programs: int, threads: int) -> int:
+    """Return how many bytes of a tensor each program brings into the L2 cache, the same number for each thread."""
+    if ahead is None or ahead.data_ptr() % 16 != 0 or not early_launch()["EARLY"]:
+        return 0
+    unit = 16 * threads
+    return min(most_bytes, ahead.numel() * ahead.element_size()) // programs // unit * unit
 
 
 @triton.jit
@@ -187,20 +218,33 @@ def _attend_chunk(
     UPCAST: tl.constexpr,
     ROWS: tl.constexpr,
     TOKENS: tl.constexpr,
+    FOLDED: tl.constexpr,
 ):
-    """Return the state (top, total, acc) of all rows of q over the keys start .. stop - 1, in tiles from `begin` on."""
+    """Return the state (top, total, acc) of all rows of q over the keys start .. stop - 1, in tiles from `begin` on.
+
+    With FOLDED > 0 each FOLDED tokens of the context become a state of their own, folded in order.
+    """
     top = tl.full([ROWS], float("-inf"), tl.float32)
     total = tl.zeros([ROWS], tl.float32)
     acc = tl.zeros([ROWS, D_PAD], tl.float32)
+    all_top, all_total, all_acc = top, total, acc
     for tile_start in tl.range(begin, stop, TOKENS):
         tokens = tile_start + tl.arange(0, TOKENS)
         offsets = token_offsets(table, tile_start, stop, stride_page, stride_token, TOKENS, PAGE, MASKED=True)
         k = load_tile(k_ptr, offsets, tokens, start, stop, D, D_PAD, True, UPCAST)
         scores, factor = raw_scores(q, k, scale, softcap, HAS_SOFTCAP)
+        if FOLDED > 0:  # noqa: SIM102 - the compiler knows this one
+            if tile_start % FOLDED == 0:
+                all_top, all_total, all_acc = fold_state(all_top, all_total, all_acc, top, total, acc)
+                top = tl.full([ROWS], float("-inf"), tl.float32)
+                total = tl.zeros([ROWS], tl.float32)
+                acc = tl.zeros([ROWS, D_PAD], tl.float32)
         scores = tl.where(((tokens >= start) & (tokens < stop))[None, :], scores, float("-inf"))
         v = load_tile(v_ptr, offsets, tokens, start, stop, D, D_PAD, True, UPCAST)
         top, total, weights, shrink = softmax_weights(scores, factor, top, total)
         acc = tl.dot(weights.to(v.dtype), v, acc * shrink[:, None], input_precision="ieee")
+    if FOLDED > 0:
+        top, total, acc = fold_state(all_top, all_total, all_acc, top, total, acc)
     return top, total, acc
 
 
@@ -247,8 +291,12 @@ def _decode_item(  # noqa: C901, PLR0915 - one item, read from top to bottom
     TOKENS: tl.constexpr,
     MEMBERS: tl.constexpr,
     TICKETS: tl.constexpr,
+    SPAN: tl.constexpr,
 ):
-    """One chunk of one sequence, or (seq < 0) the chunk that the sequences of shared tile -1 - seq have in common."""
+    """One chunk of one sequence, or (seq < 0) the chunk that the sequences of shared tile -1 - seq have in common.
+
+    With SPAN > 1 the first chunk of a sequence of up to SPAN visible chunks stands for all of them.
+    """
     rows = tl.arange(0, ROWS)
     dims = tl.arange(0, D_PAD)
     heads = kv_head * GROUP + rows % GROUP
@@ -261,8 +309,9 @@ def _decode_item(  # noqa: C901, PLR0915 - one item, read from top to bottom
     present = member >= 0
     length = tl.load(seq_lens_ptr + seq)
     start, first_chunk, stop_chunk = visible_chunks(length, CHUNK, WINDOW)
+    whole = stop_chunk - first_chunk <= SPAN
     # An empty sequence has no chunk at all: program 0 writes its zeros.
-    if (chunk >= first_chunk) & (chunk < tl.maximum(stop_chunk, 1)):
+    if (chunk >= first_chunk) & (chunk < tl.where(whole, first_chunk + 1, stop_chunk)):
         cells = present[:, None] & (dims < D)[None, :]
         q_offsets = member.to(tl.int64)[:, None] * stride_q_row + heads[:, None] * stride_q_head + dims[None, :]
         q = tl.load(q_ptr + q_offsets, mask=cells, other=0.0)
@@ -270,15 +319,15 @@ def _decode_item(  # noqa: C901, PLR0915 - one item, read from top to bottom
             q = q.to(tl.float32)
         head_base = tl.cast(kv_head, tl.int64) * stride_kv_head
         table = table_ptr + seq.to(tl.int64) * stride_table
-        stop = tl.minimum(length, (chunk + 1) * CHUNK)
+        stop = tl.minimum(length, tl.where(whole, stop_chunk, chunk + 1) * CHUNK)
         # Tiles stay on multiples of TOKENS whatever the window, so the order of sums is the same for all sequences.
         begin = tl.maximum(start // TOKENS * TOKENS, chunk * CHUNK)
         top, total, acc = _attend_chunk(
             q, k_ptr + head_base, v_ptr + head_base, table, begin, start, stop, scale, softcap, stride_page,
-            stride_token, D, D_PAD, PAGE, HAS_SOFTCAP, UPCAST, ROWS, TOKENS,
+            stride_token, D, D_PAD, PAGE, HAS_SOFTCAP, UPCAST, ROWS, TOKENS, CHUNK if SPAN > 1 else 0,
         )  # fmt: skip
         row = member.to(tl.int64) * (KV_HEADS * GROUP) + heads
-        if stop_chunk - first_chunk <= 1:
+        if whole:
             sink = tl.zeros([ROWS], tl.float32)
             if HAS_SINKS:
                 sink = tl.load(sinks_ptr + heads, mask=present, other=0.0)
@@ -325,6 +374,7 @@ def _decode_chunks(
     out_ptr,
     lse_ptr,
     workspace_ptr,
+    ahead_ptr,
     scale,
     softcap,
     num_chunks,
@@ -353,14 +403,19 @@ def _decode_chunks(
     LISTED: tl.constexpr,
     MEMBERS: tl.constexpr,
     TICKETS: tl.constexpr,
+    SPAN: tl.constexpr,
+    SHARE: tl.constexpr,
+    THREADS: tl.constexpr,
     EARLY: tl.constexpr,
 ):
     """softmax(scale * q k^T) v over chunks of sequences, for the GROUP query heads of one key/value head.
 
     Grid (chunk, kv head, sequence); or, with a work list (LISTED), any number of programs that take items of the list
-    in turn. Writes the final output if the sequence has one visible chunk, else a state to the workspace:
+    in turn. Writes the final output if one program reads all visible chunks of the sequence, else a state to the workspace:
     acc [B, Hq, chunks, D], top [B, Hq, chunks], total [B, Hq, chunks], all fp32.
     """
+    if SHARE > 0:
+        prefetch_share(ahead_ptr, SHARE, THREADS)
     wait_for_previous(EARLY)
     if LISTED:
         stop_item = tl.load(work_ptr) * KV_HEADS
@@ -371,7 +426,7 @@ def _decode_chunks(
                 members_ptr, tickets_ptr, sinks_ptr, out_ptr, lse_ptr, workspace_ptr, scale, softcap, num_chunks, batch,
                 stride_q_row, stride_q_head, stride_page, stride_kv_head, stride_token, stride_table, stride_out_row,
                 stride_out_head, KV_HEADS, GROUP, D, D_PAD, PAGE, CHUNK, WINDOW, HAS_SOFTCAP, HAS_SINKS, HAS_LSE,
-                UPCAST, ROWS, TOKENS, MEMBERS, TICKETS,
+                UPCAST, ROWS, TOKENS, MEMBERS, TICKETS, SPAN,
             )  # fmt: skip
     else:
         _decode_item(
@@ -379,5 +434,5 @@ def _decode_chunks(
             members_ptr, tickets_ptr, sinks_ptr, out_ptr, lse_ptr, workspace_ptr, scale, softcap, num_chunks, batch,
             stride_q_row, stride_q_head, stride_page, stride_kv_head, stride_token, stride_table, stride_out_row,
             stride_out_head, KV_HEADS, GROUP, D, D_PAD, PAGE, CHUNK, WINDOW, HAS_SOFTCAP, HAS_SINKS, HAS_LSE,
-            UPCAST, ROWS, TOKENS, MEMBERS, TICKETS,
+            UPCAST, ROWS, TOKENS, MEMBERS, TICKETS, SPAN,
         )  # fmt: skip

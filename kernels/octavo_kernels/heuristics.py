@@ -40,8 +40,9 @@ class Entry:
     page_size: int | None = None
 
 
-# Tokens that one program reads of a long context. Exact results depend on it: it is the same for all kernels and batches.
-CHUNK = 512
+# Tokens of a long context whose softmax is a state of its own. Exact results depend on it: it is the same for all kernels
+# and batches.
+CHUNK = 256
 
 # Decode reads each key once for a whole group: 16 rows, the least that tensor cores take, and deep pipelining.
 DECODE = (
@@ -71,19 +72,36 @@ EXTEND_EXACT = (
     Entry(arch=INTERPRETER, tile=Tile(rows=32, tokens=32, warps=4, stages=2, stagger=True)),
     Entry(dtype=torch.float32, tile=Tile(rows=16, tokens=16, warps=4, stages=2)),
     Entry(head_dim=256, tile=Tile(rows=64, tokens=32, warps=8, stages=2)),
-    Entry(tile=Tile(rows=128, tokens=64, warps=8, stages=3, stagger=True)),
+    Entry(tile=Tile(rows=128, tokens=64, warps=8, stages=5)),
 )
 
+# (sequences times key/value heads, tokens a chunk) of decodes that need not be exact; beyond the last, `_LONG_CHUNK`.
+_FAST_CHUNKS = ((16, 128), (64, 256), (128, 512))
+_LONG_CHUNK = 1024
+# An exact decode of so many sequences times key/value heads fills the device with a program for each.
+_FILLED = 256
+_SPAN = 8
+# A smaller one leaves memory idle for a part of the time.
+_AHEAD_BYTES = 8 * 2**20
 
-def fast_chunk(batch: int) -> int:
+
+def fast_chunk(programs: int) -> int:
     """Return the tokens a chunk for decodes that need not be exact: small batches are split finer, to fill the device.
 
     Args:
-        batch: sequences of the batch, or of the bucket that a graph is captured for.
+        programs: sequences of the batch (or of the size that a graph is captured for) times key/value heads.
     """
-    if batch <= 4:
-        return CHUNK // 2
-    return CHUNK if batch <= 16 else 2 * CHUNK
+    return next((chunk for most, chunk in _FAST_CHUNKS if programs <= most), _LONG_CHUNK)
+
+
+def ahead_bytes(programs: int) -> int:
+    """Return how much of the next weight a decode may bring into the L2 cache; the argument is that of `fast_chunk`."""
+    return _AHEAD_BYTES if programs < _FILLED else 0
+
+
+def exact_span(programs: int) -> int:
+    """Return how many chunks of an exact decode one program may read; the argument is that of `fast_chunk`."""
+    return _SPAN if programs >= _FILLED else 1
 
 
 def lookup(table: tuple[Entry, ...], arch: int, head_dim: int, group: int, dtype: torch.dtype, page_size: int) -> Tile:

@@ -16,7 +16,7 @@ from octavo_kernels.activation import silu_mul
 from octavo_kernels.heuristics import INTERPRETER
 from octavo_kernels.launch import FLOATS, architecture, check_tensor, check_vector
 from octavo_kernels.matmul_kernels import _product_persistent, _product_tile
-from octavo_kernels.matmul_tiles import ProductTile, exact_tile, fast_tile, reachable_tiles
+from octavo_kernels.matmul_tiles import ProductTile, exact_tile, fast_tile, form_sizes
 
 
 def matmul(x: torch.Tensor, w: torch.Tensor, bias: torch.Tensor | None, out: torch.Tensor, *, exact: bool) -> None:
@@ -91,24 +91,20 @@ def matmul_silu(
     silu_mul(gate_up, out)
 
 
-def warm_product(
-    w: torch.Tensor, bias: torch.Tensor | None, most_rows: int, *, gated: bool, adds: bool, exact: bool
-) -> None:
-    """Compile every kernel that products of this weight may need: nothing may be compiled in a graph capture.
+def sizes_of_all_forms(
+    shapes: Sequence[tuple[int, bool]], dtype: torch.dtype, most_rows: int, device: torch.device, *, exact: bool
+) -> list[int]:
+    """Return numbers of rows, ascending, that between them need every kernel of these products.
 
     Args:
-        w: [N, K], or [2 I, K] if gated.
-        bias: of w, or None.
+        shapes: (N, of both halves if gated; whether gated) of each weight.
+        dtype: of weights and activations.
         most_rows: the largest M to come.
-        gated: for `matmul_silu`.
-        adds: for `matmul_add`.
-        exact: as it will be called.
+        device: where they run.
+        exact: as they will be called.
     """
-    num_columns = w.shape[0] // 2 if gated else w.shape[0]
-    x, out = w.new_zeros(1, w.shape[1]), w.new_zeros(1, num_columns)
-    arch, processors = _hardware(w.device)
-    for tile in reachable_tiles(arch, w.dtype, most_rows, w.shape[0], processors, gated=gated, exact=exact):
-        launch_product(tile, x, w, bias, out if adds else None, out, gated=gated)
+    arch, processors = _hardware(device)
+    return form_sizes(arch, dtype, most_rows, shapes, processors, exact=exact)
 
 
 def launch_product(
@@ -136,9 +132,12 @@ def launch_product(
     else:
         num_programs = -(-num_rows // tile.rows) * -(-num_columns // tile.columns)
         form = tile.swapped
+    # The largest power of two of bytes that every row of w has.
+    prefetch = min(tile.prefetch, 1 << (K * w.element_size()).bit_length() - 1) if tile.early and w_tma else 0
     arguments = (
         _describe(x, x.shape, x.stride(), [tile.rows, tile.depth]) if x_tma else x,
         _describe_weight(w, tile, num_columns, gated=gated) if w_tma else w,
+        *(() if tile.persistent else (w,)),
         *tensors,
         num_rows,
         num_columns,
@@ -150,7 +149,7 @@ def launch_product(
         tile.group,
         form,
         *flags,
-        *(() if tile.persistent else (tile.early,)),
+        *(() if tile.persistent else (tile.early, prefetch)),
     )
     # Triton needs longer to find a compiled kernel by its arguments than to launch it. This key holds all that the
     # kernel is specialized for.

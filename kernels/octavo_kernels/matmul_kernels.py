@@ -8,7 +8,7 @@ differ in which elements they compute together, never in how one is summed.
 import triton
 import triton.language as tl
 
-from octavo_kernels.overlap import wait_for_previous
+from octavo_kernels.overlap import prefetch_rows, wait_for_previous
 
 
 @triton.jit
@@ -124,6 +124,7 @@ def store_tile(acc, up, bias_ptr, residual_ptr, out_ptr, row, column, M, N, stri
 def _product_tile(
     x,
     w,
+    w_ptr,
     bias_ptr,
     residual_ptr,
     out_ptr,
@@ -147,15 +148,22 @@ def _product_tile(
     GATED: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr,
     EARLY: tl.constexpr,
+    PREFETCH: tl.constexpr,
 ):
     """Compute one tile [ROWS, COLUMNS] of out = x @ w.T (+ bias). Grid (tile).
 
     Gated, w is [2 N, K]: N rows of the gate's weight, then N of the up projection's. If EARLY, the program is
     launched before the kernel that writes x has ended, waits for its end, and lets the next kernel do the same.
+    Meanwhile PREFETCH bytes of each of its rows of w come into the L2 cache.
     """
     tl.assume(K > 0)  # else a way around the loop sets the accumulators, and wgmma instructions wait for each other
     row_tile, column_tile = tile_place(tl.program_id(0), tl.cdiv(M, ROWS), tl.cdiv(N, COLUMNS), GROUP)
     row, column = row_tile * ROWS, column_tile * COLUMNS
+    if PREFETCH > 0:
+        width: tl.constexpr = 2 * COLUMNS if GATED else COLUMNS
+        index = tl.arange(0, width)
+        w_rows = index // COLUMNS * N + tl.minimum(column + index % COLUMNS, N - 1)
+        prefetch_rows(w_ptr, w_rows, stride_w, width, PREFETCH, 128 // width if width < 128 else 1)
     wait_for_previous(EARLY)
     if SWAPPED:
         acc = tl.zeros([COLUMNS, ROWS], dtype=tl.float32)

@@ -5,6 +5,7 @@ for them a table names the tile. Many rows are bound by arithmetic, and what mat
 waves of multiprocessors: for them a model of the time chooses.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -29,6 +30,7 @@ class ProductTile:
         w_tma: the same for w.
         persistent: one program a multiprocessor walks over tiles.
         early: start before the previous kernel has ended and wait for it (programmatic dependent launch).
+        prefetch: bytes of each row of w to bring into the L2 cache before that wait; 0 or a power of two from 64 on.
     """
 
     rows: int
@@ -42,6 +44,7 @@ class ProductTile:
     w_tma: bool = True
     persistent: bool = False
     early: bool = False
+    prefetch: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,8 +79,14 @@ _PLAIN = ProductTile(rows=32, columns=32, depth=32, warps=4, stages=2, x_tma=Fal
 _OLDER = ProductTile(rows=64, columns=64, depth=32, warps=4, stages=3, x_tma=False, w_tma=False)
 
 
+# More would be evicted from the L2 cache before it is used, or delay the loads that follow.
+_PREFETCH = 512
+
+
 def _few(rows: int, columns: int, depth: int, stages: int, *, swapped: bool = True) -> ProductTile:
-    return ProductTile(rows=rows, columns=columns, depth=depth, warps=4, stages=stages, swapped=swapped, early=True)
+    return ProductTile(
+        rows=rows, columns=columns, depth=depth, warps=4, stages=stages, swapped=swapped, early=True, prefetch=_PREFETCH
+    )
 
 
 # The weight is read once, at the speed of memory: what counts is bytes in flight and programs for all multiprocessors.
@@ -164,14 +173,37 @@ def fast_tile(
     return exact_tile(arch, dtype, num_rows, num_columns, multiprocessors, gated=gated) if own else None
 
 
-def reachable_tiles(
-    arch: int, dtype: torch.dtype, most_rows: int, num_columns: int, multiprocessors: int, *, gated: bool, exact: bool
-) -> set[ProductTile]:
-    """Return the tiles that products of 1 to `most_rows` rows may take; other arguments as of `exact_tile`."""
+def form_sizes(
+    arch: int,
+    dtype: torch.dtype,
+    most_rows: int,
+    shapes: Sequence[tuple[int, bool]],
+    multiprocessors: int,
+    *,
+    exact: bool,
+) -> list[int]:
+    """Return numbers of rows, ascending, that between them take every tile that products of 1 to `most_rows` rows take.
+
+    Args:
+        arch: compute capability, such as 90, or INTERPRETER.
+        dtype: of x and w.
+        most_rows: the largest M to come.
+        shapes: (N, of both halves if gated; whether gated) of each weight.
+        multiprocessors: of the device.
+        exact: whether products are exact.
+    """
     choose = exact_tile if exact else fast_tile
-    numbers = (1, *range(16, most_rows, 16), most_rows)  # tiles are multiples of 16 rows high
-    tiles = (choose(arch, dtype, rows, num_columns, multiprocessors, gated=gated) for rows in numbers)
-    return {tile for tile in tiles if tile is not None}
+    seen: set[tuple[int, bool, ProductTile | None]] = set()
+    sizes = []
+    for rows in (1, *range(16, most_rows, 16), most_rows):  # tiles are multiples of 16 rows high
+        forms = {
+            (columns, gated, choose(arch, dtype, rows, columns, multiprocessors, gated=gated))
+            for columns, gated in shapes
+        }
+        if not forms <= seen:
+            seen |= forms
+            sizes.append(rows)
+    return sizes
 
 
 def _ceil(count: int, size: int) -> int:

@@ -22,10 +22,10 @@ def rope_qknorm_write(
     q_weight: torch.Tensor | None = None,
     k_weight: torch.Tensor | None = None,
     eps: float = 1e-6,
-    *,
-    exact: bool = False,
 ) -> None:
     """Rotate NeoX style (RoFormer, arXiv 2104.09864, on halves); the optional per-head RMSNorm is that of Qwen3.
+
+    A token's bits do not depend on how many there are.
 
     Args:
         qkv: [T, (Hq + 2 Hk) * D] fp32, fp16 or bf16; rows may be strided.
@@ -38,7 +38,6 @@ def rope_qknorm_write(
         q_weight: [D] dtype of qkv, weight of the norm of Q, or None for no norm.
         k_weight: [D] dtype of qkv, weight of the norm of K, or None for no norm.
         eps: added to the mean square.
-        exact: a token's bits must not depend on how many there are.
     """
     if q_out.ndim != 3 or not q_out.is_contiguous():
         raise ValueError(f"q_out: shape {tuple(q_out.shape)}, expected a contiguous [T, Hq, D]")
@@ -64,8 +63,7 @@ def rope_qknorm_write(
     half_pad = triton.next_power_of_2(head_dim // 2)
     group_pad = triton.next_power_of_2(group)
     # Few tokens: a program for each head keeps all multiprocessors busy. Many: four heads in turn hide each other's loads.
-    # The compiler may round the two differently (it chooses which product becomes part of a fused multiply-add).
-    heads = _HEADS if (exact or num_tokens >= _MANY_TOKENS) and num_kv_heads % _HEADS == 0 else 1
+    heads = _HEADS if num_tokens >= _MANY_TOKENS and num_kv_heads % _HEADS == 0 else 1
     _rope_write_groups[num_tokens, num_kv_heads // heads](
         qkv,
         positions,
@@ -95,17 +93,21 @@ def rope_qknorm_write(
 
 @triton.jit
 def _norm_rotate(low, high, cos, sin, weight_ptr, eps, HALF: tl.constexpr, HALF_PAD: tl.constexpr, dtype: tl.constexpr):
-    """Normalise (if there is a weight) and rotate the two halves [ROWS, HALF_PAD] of some heads, in fp32."""
+    """Normalise (if there is a weight) and rotate the two halves [ROWS, HALF_PAD] of some heads, in fp32.
+
+    Every rounding is spelled out (fma): left to the compiler, forms for one head and for several would differ in the last
+    bit, for it chooses which products become part of a fused multiply-add.
+    """
     if weight_ptr is not None:
         cols = tl.arange(0, HALF_PAD)
-        squares = tl.sum(low * low, axis=1) + tl.sum(high * high, axis=1)
-        scale = (1.0 / tl.sqrt(squares / (2 * HALF) + eps))[:, None]
+        squares = tl.sum(tl.fma(low, low, 0.0), axis=1) + tl.sum(tl.fma(high, high, 0.0), axis=1)
+        scale = (1.0 / tl.sqrt(tl.fma(squares, 1.0 / (2 * HALF), eps)))[:, None]
         weight_low = tl.load(weight_ptr + cols, mask=cols < HALF, other=0.0).to(tl.float32)[None, :]
         weight_high = tl.load(weight_ptr + HALF + cols, mask=cols < HALF, other=0.0).to(tl.float32)[None, :]
         # Rounded before and after the weight, as Hugging Face models do.
         low = ((low * scale).to(dtype).to(tl.float32) * weight_low).to(dtype).to(tl.float32)
         high = ((high * scale).to(dtype).to(tl.float32) * weight_high).to(dtype).to(tl.float32)
-    return low * cos - high * sin, high * cos + low * sin
+    return tl.fma(low, cos, -tl.fma(high, sin, 0.0)), tl.fma(high, cos, tl.fma(low, sin, 0.0))
 
 
 @triton.jit

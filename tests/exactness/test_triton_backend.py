@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from support.core_submit import submit
 from support.tiny_models import VOCAB, engine, write_model
 
@@ -30,3 +32,17 @@ def test_triton_engine_gives_the_tokens_of_the_torch_engine(tmp_path: Path) -> N
     }
     for at, output in outputs.items():
         assert output.logprobs == pytest.approx(expected[at].logprobs, abs=1e-4)
+
+
+@pytest.mark.timeout(240)
+def test_loading_kernels_while_idle_writes_no_page(tmp_path: Path) -> None:
+    write_model(tmp_path, "llama")
+    octavo = engine(tmp_path, backend="triton", device="auto", max_step_tokens=35, num_pages=16, max_model_len=64)
+    octavo.generate([submit(0, [5, 6, 7, 8] * 5, 2)])
+    runner: Any = octavo._runner
+    pool = runner._ops._pool
+    before = pool.clone()
+    assert before.count_nonzero() > 0
+    with torch.inference_mode(), runner._on_stream():
+        runner._load_kernels(20)
+    assert torch.equal(pool, before)

@@ -17,8 +17,8 @@ from unit.kernels.paged_batch import DEVICE, ON_GPU, Shape, make_batch
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not ON_GPU, reason="needs a CUDA device and compiled kernels")]
 
-# Around pages (16), tiles (64) and chunks (512).
-LENGTHS = [1, 15, 16, 17, 63, 64, 65, 127, 129, 511, 512, 513, 575, 577, 1023, 1024, 1025, 1537, 2100]
+# Around pages (16), tiles (64) and chunks (256).
+LENGTHS = [1, 15, 16, 17, 63, 64, 65, 127, 129, 255, 256, 257, 319, 321, 511, 512, 513, 767, 1025, 2047, 2049, 2100]
 OPTIONS = [{}, {"window": 100}, {"window": 700}, {"softcap": 20.0}]
 
 
@@ -35,9 +35,18 @@ def test_decode_and_chunked_prefill_give_the_bits_of_a_whole_prefill(head_dim: i
         assert torch.equal(out, whole[first:stop]), (first, stop)
         assert torch.equal(lse, whole_lse[first:stop]), (first, stop)
     rows = torch.tensor(LENGTHS, device=DEVICE) - 1
-    for plan in (None, plan_for(batch, len(LENGTHS), window=window)):
+    tickets = torch.zeros(len(LENGTHS) * shape.kv_heads, dtype=torch.int32, device=DEVICE)
+    for how in (
+        {},
+        {"plan": plan_for(batch, len(LENGTHS), window=window)},
+        {"tickets": tickets},
+        {"span": 3},
+        {"span": 8},
+        {"ahead": torch.zeros(1 << 21, device=DEVICE), "ahead_bytes": 8 << 20},
+    ):
+        plan = how.pop("plan", None)
         for _ in range(20):
-            out, lse = decode(batch, LENGTHS, options, plan)
+            out, lse = decode(batch, LENGTHS, options | how, plan)
             assert torch.equal(out, whole[rows])
             assert torch.equal(lse, whole_lse[rows])
 

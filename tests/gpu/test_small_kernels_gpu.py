@@ -169,21 +169,20 @@ def test_norms_and_activation_repeat_and_equal_the_reference(num_rows: int) -> N
     torch.testing.assert_close(outs[0], outs[1], atol=2e-2, rtol=2e-2)
 
 
-def test_rope_gives_a_token_the_same_bits_alone_and_among_many() -> None:
-    tokens, heads, kv_heads, dim, page_size = 700, 16, 8, 128, 16
+@pytest.mark.parametrize(("heads", "normed"), [(16, True), (16, False), (32, False), (40, True)])
+def test_rope_gives_a_token_the_same_bits_alone_and_among_many(heads, normed) -> None:
+    tokens, kv_heads, dim, page_size = 700, 8, 128, 16
     pool = torch.zeros(64, 2, kv_heads, page_size, dim, device="cuda", dtype=torch.bfloat16)
     qkv = torch.randn(tokens, (heads + 2 * kv_heads) * dim, device="cuda").to(torch.bfloat16)
     angles = torch.rand(tokens, dim, device="cuda")
-    weights = [torch.rand(dim, device="cuda").to(torch.bfloat16) for _ in range(2)]
+    weights = [torch.rand(dim, device="cuda").to(torch.bfloat16) for _ in range(2)] if normed else []
     positions = torch.randperm(tokens, device="cuda")
     slots = torch.randperm(64 * page_size, device="cuda")[:tokens]
 
     def written(rows: slice) -> tuple[torch.Tensor, torch.Tensor]:
         pages = torch.zeros_like(pool)
         q = torch.full((len(qkv[rows]), heads, dim), torch.nan, device="cuda", dtype=torch.bfloat16)
-        rope_qknorm_write(
-            qkv[rows], positions[rows], slots[rows], angles, pages[:, 0], pages[:, 1], q, *weights, 1e-6, exact=True
-        )
+        rope_qknorm_write(qkv[rows], positions[rows], slots[rows], angles, pages[:, 0], pages[:, 1], q, *weights)
         return q, pages
 
     q, pages = written(slice(None))

@@ -37,13 +37,14 @@ _NO_REDIS: Final = "redis://127.0.0.1:1"
 
 
 class RouterSession:
-    """A running stack of one engine and one router; opened by `router_session`."""
+    """A running stack of one engine and its routers; opened by `router_session`."""
 
-    def __init__(self, stack: LocalStack, engine: Engine, start: Figure, highest_id: int) -> None:
+    def __init__(self, stack: LocalStack, engine: Engine, start: Figure, subject: Subject) -> None:
         self._stack = stack
         self._engine = engine
         self._start = start
-        self._highest_id = highest_id
+        self._highest_id = subject.highest_id
+        self._routers = subject.routers
 
     @property
     def dtype(self) -> str:
@@ -66,7 +67,7 @@ class RouterSession:
         try:
             async with asyncio.timeout(_RUN_LIMIT_S):
                 loop = closed_loop(workload, self._highest_id)
-                return _figures(await self._serve(loop), loop.count)
+                return _figures(await self._serve(loop), {"requests": loop.count, "routers": self._routers})
         except LoadFailed as error:
             raise MeasureFailed(str(error)) from None
         except TimeoutError:
@@ -95,7 +96,7 @@ async def router_session(subject: Subject) -> AsyncIterator[RouterSession]:
                 start = Figure("seconds", (time.monotonic() - started,), {"kernel_cache": kernel_cache})
                 async with AdminClient(stack.router.admin_address) as admin:
                     engine = await _warm_engine(admin)
-                yield RouterSession(stack, engine, start, subject.highest_id)
+                yield RouterSession(stack, engine, start, subject)
         except (StackFailed, OctavoError) as error:
             raise MeasureFailed(str(error)) from None
 
@@ -118,6 +119,7 @@ async def _warm_engine(admin: AdminClient) -> Engine:
 def _options(subject: Subject, folder: Path) -> StackOptions:
     settings = {"numerics": subject.numerics} | subject.settings
     flags = [part for key, value in settings.items() for part in (f"--{key.replace('_', '-')}", value)]
+    router_flags = ("--workers", str(subject.routers)) if subject.routers > 1 else ()
     common: dict[str, Any] = {
         "state_directory": folder,
         "model": str(subject.directory),
@@ -135,13 +137,12 @@ def _options(subject: Subject, folder: Path) -> StackOptions:
             **common,
             redis_url=_NO_REDIS,
             engine_flags=(*flags, "--listen", engine),
-            router_flags=("--engines", engine),
+            router_flags=("--engines", engine, *router_flags),
         )
-    return StackOptions(**common, engine_flags=tuple(flags))
+    return StackOptions(**common, engine_flags=tuple(flags), router_flags=router_flags)
 
 
-def _figures(result: ServingResult, count: int) -> list[Figure]:
-    details = {"requests": count}
+def _figures(result: ServingResult, details: dict[str, Any]) -> list[Figure]:
     figures = [Figure("out_tok_s", (result.tokens_per_s,), details)]
     for name, seconds in (("ttft", result.first_token_s), ("itl", result.inter_token_s)):
         figures += [

@@ -23,6 +23,7 @@ class Subject:
         settings: of the engine, by name.
         threads: of the CPU.
         highest_id: prompts hold ids below it.
+        routers: router processes behind one address.
     """
 
     directory: Path
@@ -30,6 +31,7 @@ class Subject:
     settings: dict[str, str]
     threads: int
     highest_id: int
+    routers: int = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,6 +52,7 @@ class SuiteOptions:
         settings: of the engine, by name, for both targets.
         offline_settings: besides, for offline runs alone.
         threads: of the CPU.
+        routers: router processes behind one address.
         limit_s: no workload starts later than this; what is left is kept as not run. None: no limit.
     """
 
@@ -62,6 +63,7 @@ class SuiteOptions:
     settings: Mapping[str, str] = field(default_factory=dict)
     offline_settings: Mapping[str, str] = field(default_factory=dict)
     threads: int = 1
+    routers: int = 1
     limit_s: float | None = None
 
 
@@ -132,6 +134,7 @@ class Suite:
             settings=dict(options.settings) | (dict(options.offline_settings) if target == "offline" else {}),
             threads=options.threads,
             highest_id=model.highest_id,
+            routers=options.routers,
         )
         return _Stage(served_name(shape), target, subject, model.config)
 

@@ -20,6 +20,8 @@ from octavo_client.cli.console import EXIT_FAILED, Failed, err, out, printable, 
 from octavo_client.cli.local import visible_gpus
 from octavo_client.stack import StackFailed
 
+# A router process has one core's worth of work at most.
+_ROUTERS = max(1, min(4, (os.cpu_count() or 1) // 4))
 _SUITE = "suite gpu"
 _CLOSED = "suite cpu"
 
@@ -99,6 +101,9 @@ def bench(
             rich_help_panel=_SUITE,
         ),
     ] = None,
+    routers: Annotated[
+        int, typer.Option(min=1, help="Router processes behind one address.", rich_help_panel=_SUITE)
+    ] = _ROUTERS,
     limit_s: Annotated[
         float | None,
         typer.Option(help="Start no workload later than this.", show_default=False, rich_help_panel=_SUITE),
@@ -116,6 +121,7 @@ def bench(
                 settings=_settings(setting),
                 offline_settings=_settings(offline_setting),
                 threads=threads,
+                routers=routers,
                 limit_s=limit_s,
             ),
             file,

@@ -53,6 +53,11 @@ class CpuOps:
         self._silu_mul = silu_mul(size=config.intermediate_size)
         self._no_norm = np.zeros(1, np.float32)
 
+    def usual_sizes(self, most_tokens: int) -> list[int]:
+        """Return nothing: kernels were compiled when the backend was made."""
+        del most_tokens
+        return []
+
     def close(self) -> None:
         """Stop the threads."""
         self._threads.close()
@@ -120,8 +125,9 @@ class CpuOps:
         self._threads.run(work, len(qkv), 2 * _LEAST_ELEMENTWISE_ROWS)
         return q
 
-    def attention(self, q: torch.Tensor, batch: Batch, layer: int) -> torch.Tensor:
+    def attention(self, q: torch.Tensor, batch: Batch, layer: int, after: Any) -> torch.Tensor:
         """Return the attention output [T, H * D]."""
+        del after  # nothing is gained by reading it early
         out = torch.empty_like(q)
         k_offset, v_offset = self._offsets(layer)
         attend = self._attend[self._config.windows[layer]]

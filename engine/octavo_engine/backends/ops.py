@@ -60,8 +60,11 @@ class Ops(Protocol):
         """Split and rotate qkv [T, (H + 2K) * D], write k and v into the layer's pages, return q [T, H * D]."""
         ...
 
-    def attention(self, q: torch.Tensor, batch: Batch, layer: int) -> torch.Tensor:
-        """Return the attention output [T, H * D] of q over the pages of each token's sequence."""
+    def attention(self, q: torch.Tensor, batch: Batch, layer: int, after: PreparedLinear) -> torch.Tensor:
+        """Return the attention output [T, H * D] of q over the pages of each token's sequence.
+
+        `after` is the weight that is needed next: a backend may start to read it.
+        """
         ...
 
     def gated_linear(self, x: torch.Tensor, weight: PreparedLinear) -> torch.Tensor:
@@ -74,6 +77,10 @@ class Ops(Protocol):
 
     def copy_pages(self, copies: tuple[tuple[int, int], ...]) -> None:
         """Copy whole pages (source, destination) within the pool."""
+        ...
+
+    def usual_sizes(self, most_tokens: int) -> list[int]:
+        """Return numbers of tokens whose steps between them load every kernel; none if kernels are ready at once."""
         ...
 
     def close(self) -> None:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any
 
 import torch
 from octavo_kernels.activation import silu_mul
 from octavo_kernels.copy_pages import copy_pages
 from octavo_kernels.decode_attention import decode_workspace_size, paged_decode
 from octavo_kernels.extend_attention import paged_extend
-from octavo_kernels.heuristics import CHUNK
-from octavo_kernels.matmul import matmul, matmul_silu
+from octavo_kernels.heuristics import CHUNK, ahead_bytes, exact_span, fast_chunk
+from octavo_kernels.matmul import matmul, matmul_silu, sizes_of_all_forms
 from octavo_kernels.norm import add_rmsnorm, rmsnorm
 from octavo_kernels.penalties import penalize, take_penalized
 from octavo_kernels.rope_write import rope_qknorm_write
@@ -20,9 +20,6 @@ from octavo_engine.batch import Batch
 from octavo_engine.models.config import ModelConfig
 from octavo_engine.models.rope import cos_sin_table
 from octavo_engine.models.weights import Linear
-
-_FEW_PROGRAMS: Final = ((128, 16), (256, 64))
-"""(tokens a program, for at most so many rows times key/value heads)."""
 
 
 class TritonOps:
@@ -52,6 +49,7 @@ class TritonOps:
             sample_workspace_size(max_sequences, config.vocab_size),
         )
         self._workspace = torch.empty(max(sizes), dtype=torch.float32, device=self._device)
+        self._tickets = torch.zeros(max_sequences * config.num_kv_heads, dtype=torch.int32, device=self._device)
 
     def prepare_linear(self, linear: Linear) -> Any:
         """Bring a weight to the device."""
@@ -106,11 +104,11 @@ class TritonOps:
         q = torch.empty(len(qkv), config.num_heads, config.head_dim, dtype=self._dtype, device=self._device)
         rope_qknorm_write(
             qkv, batch.positions, batch.slots, self._cos_sin, self._pool[:, layer, 0], self._pool[:, layer, 1],
-            q, q_norm, k_norm, config.rms_norm_eps, exact=self._exact,
+            q, q_norm, k_norm, config.rms_norm_eps,
         )  # fmt: skip
         return q.view(len(qkv), -1)
 
-    def attention(self, q: torch.Tensor, batch: Batch, layer: int) -> torch.Tensor:
+    def attention(self, q: torch.Tensor, batch: Batch, layer: int, after: Any) -> torch.Tensor:
         """Return [T, H * D]: single-token rows by the decode kernel, chunks by the extend kernel."""
         config = self._config
         heads = q.view(-1, config.num_heads, config.head_dim)
@@ -119,10 +117,13 @@ class TritonOps:
         split, window = batch.num_decodes, config.windows[layer]
         if split:
             shared = batch.shared if window == 0 else None
+            programs, chunk = split * config.num_kv_heads, CHUNK if shared else self._decode_chunk(split)
             paged_decode(
                 heads[:split], k, v, batch.block_tables[:split], batch.context_lens[:split], out[:split],
-                self._workspace, scale=self._scale, window=window, plan=shared,
-                chunk=CHUNK if shared else self._decode_chunk(split), exact=self._exact or shared is not None,
+                self._workspace, scale=self._scale, window=window, exact=self._exact or shared is not None,
+                chunk=chunk, plan=shared, tickets=self._tickets[:programs] if chunk > CHUNK else None,
+                span=exact_span(programs) if self._exact else 1,
+                ahead=None if self._on_cpu else after.weight, ahead_bytes=ahead_bytes(programs),
             )  # fmt: skip
         if batch.chunks is not None:
             chunks = batch.chunks
@@ -139,8 +140,7 @@ class TritonOps:
         """
         if self._exact or self._device.type == "cpu":
             return CHUNK
-        programs = num_rows * self._config.num_kv_heads
-        chunk = next((tokens for tokens, most in _FEW_PROGRAMS if programs <= most), CHUNK)
+        chunk = fast_chunk(num_rows * self._config.num_kv_heads)
         # The workspace is made for the largest batch at the usual length.
         return chunk if num_rows * CHUNK <= chunk * self._max_sequences else CHUNK
 
@@ -188,6 +188,13 @@ class TritonOps:
         if self._device.type == "cuda":
             pairs = pairs.pin_memory().to(self._device, non_blocking=True)
         copy_pages(self._pool, pairs[0, :count], pairs[1, :count])
+
+    def usual_sizes(self, most_tokens: int) -> list[int]:
+        """Return numbers of tokens whose steps between them load every kernel of the products."""
+        config = self._config
+        widths = (config.num_heads + 2 * config.num_kv_heads) * config.head_dim, config.hidden_size
+        shapes = [*((width, False) for width in widths), (2 * config.intermediate_size, True)]
+        return sizes_of_all_forms(shapes, self._dtype, most_tokens, self._device, exact=self._exact)
 
     def close(self) -> None:
         """Nothing to give back."""

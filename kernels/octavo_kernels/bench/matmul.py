@@ -51,7 +51,7 @@ def _library_silu(x: torch.Tensor, w: torch.Tensor, out: torch.Tensor, half: tor
     silu_mul(out, half)
 
 
-def measure(models: Sequence[str], row_counts: Sequence[int]) -> Iterator[Row]:
+def measure(models: Sequence[str] = tuple(SHAPES), row_counts: Sequence[int] = ROWS) -> Iterator[Row]:
     """Time every product of these models for these numbers of rows."""
     for model in models:
         for name, (columns, depth) in SHAPES[model].items():

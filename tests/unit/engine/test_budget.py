@@ -58,6 +58,24 @@ def test_a_target_that_decodes_alone_miss_lets_the_step_double():
     assert budget.prefill_room(32) == pytest.approx((0.005 + 32 * 0.0002) / 0.0001, rel=0.15)
 
 
+def test_a_step_with_decodes_takes_no_more_prefill_than_is_enough():
+    budget = taught(StepBudget(max_step_tokens=1024, itl_target_s=0.2, enough_prefill=300))
+    assert (budget.prefill_room(8), budget.prefill_room(0)) == (300, 1024)
+
+
+def test_a_step_with_decodes_is_rounded_to_whole_granules():
+    budget = taught(StepBudget(max_step_tokens=1024, itl_target_s=0.025, granule=64))
+    exact = (0.025 - 0.005 - 8 * 0.0002) / 0.0001
+    room = budget.prefill_room(8)
+    assert (room + 8) % 64 == 0
+    assert room == pytest.approx(exact, abs=32 + 0.15 * exact)
+
+
+def test_rounding_leaves_a_chunk_that_is_smaller_than_a_granule():
+    budget = taught(StepBudget(max_step_tokens=1024, itl_target_s=0.001, granule=512))
+    assert 0 < budget.prefill_room(32) < 256
+
+
 def test_prefill_gets_its_minimum_however_short_a_step_is():
     budget = taught(StepBudget(max_step_tokens=1024, itl_target_s=0.001, min_chunk=16), floor=0.0, per_decode=0.00001)
     assert budget.prefill_room(1) == 16
@@ -107,5 +125,5 @@ def test_a_clock_that_stands_still_teaches_nothing():
 
 @pytest.mark.parametrize(("max_step_tokens", "min_chunk"), [(0, 1), (16, 0)])
 def test_an_impossible_budget_is_refused(max_step_tokens: int, min_chunk: int):
-    with pytest.raises(ValueError, match="must be above 0"):
+    with pytest.raises(ValueError, match="one is below 1"):
         StepBudget(max_step_tokens=max_step_tokens, min_chunk=min_chunk)

@@ -47,6 +47,7 @@ def cases() -> Iterator[tuple[str, Callable[[], None]]]:
         yield f"decode {options}", attention("decode", head_dim, group, page_size, exact=True)
         yield f"extend {options}", attention("extend", head_dim, group, page_size, exact=True)
         yield f"decode {options} plan", attention("decode", head_dim, group, page_size, exact=True, plan={})
+        yield f"decode {options} span", attention("decode", head_dim, group, page_size, exact=True, span=8)
         yield f"decode {options} shared", attention("decode", head_dim, group, page_size, exact=True, plan=SHARED)
     yield "extend d128 g4 page16 exact window softcap sinks", attention("extend", 128, 4, 16, exact=True, **extras)
     yield "decode d128 g4 page16 plan", attention("decode", 128, 4, 16, plan={})
@@ -64,7 +65,7 @@ def pool(num_kv_heads: int, page_size: int, head_dim: int, dtype: torch.dtype = 
 
 
 def attention(
-    kind, head_dim, group, page_size, *, dtype=BF16, window=0, softcap=0.0, sinks=False, exact=False, plan=None
+    kind, head_dim, group, page_size, *, dtype=BF16, window=0, softcap=0.0, sinks=False, exact=False, plan=None, span=1
 ):
     def launch() -> None:
         num_heads = 2 * group
@@ -89,7 +90,8 @@ def attention(
                 members = 64 // group if plan else 0
                 work = allocate_plan(**limits, chunk=CHUNK, device=q.device, members=members, **plan)
                 plan_decode(work, lengths)
-            paged_decode(q, k, v, table, lengths, torch.empty_like(q), torch.empty(size), plan=work, **options)
+            early = {"span": span, "ahead": torch.empty(4096, 4096, dtype=dtype), "ahead_bytes": 8 << 20}
+            paged_decode(q, k, v, table, lengths, torch.empty_like(q), torch.empty(size), plan=work, **early, **options)
         else:
             cu_q = torch.zeros(65, dtype=torch.int32)
             paged_extend(q, k, v, table, cu_q, lengths, torch.empty_like(q), **options)

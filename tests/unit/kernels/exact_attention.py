@@ -8,7 +8,7 @@ from octavo_kernels.decode_plan import DecodePlan, allocate_plan, plan_decode
 from octavo_kernels.extend_attention import paged_extend
 from unit.kernels.paged_batch import DEVICE, ON_GPU, Batch, Shape, make_batch
 
-CHUNK = 512 if ON_GPU else 64
+CHUNK = 256 if ON_GPU else 64
 DTYPE = torch.bfloat16 if ON_GPU else torch.float32
 HEAD_DIM = 128 if ON_GPU else 32
 

@@ -57,13 +57,17 @@ def test_chunks_of_any_size_give_the_bits_of_a_whole_prefill(shape: Shape, windo
 
 
 @pytest.mark.parametrize(("shape", "window"), CASES, ids=IDS)
-@pytest.mark.parametrize("listed", [False, True])
-def test_decode_gives_the_bits_of_a_prefill(shape: Shape, window: int, listed: bool) -> None:
+@pytest.mark.parametrize("way", ["listed", "tickets", "span 1", "span 2"])
+def test_decode_gives_the_bits_of_a_prefill(shape: Shape, window: int, way: str) -> None:
     length = 2 * CHUNK + 9
     batch, options = sequence(shape, length, window=window)
     whole, whole_lse = extend(batch, 0, length, options)
     lengths = [1, 17, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK + 1, length]
-    plan = plan_for(batch, len(lengths), window=window) if listed else None
+    plan = plan_for(batch, len(lengths), window=window) if way == "listed" else None
+    if way == "tickets":
+        options["tickets"] = torch.zeros(len(lengths) * shape.kv_heads, dtype=torch.int32, device=DEVICE)
+    elif way.startswith("span"):
+        options["span"] = int(way.removeprefix("span "))
     rows = torch.tensor(lengths, device=DEVICE) - 1
     for _ in range(20 if ON_GPU else 2):  # the second time shows that tickets are back at zero
         out, lse = decode(batch, lengths, options, plan)

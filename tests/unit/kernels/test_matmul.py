@@ -9,8 +9,8 @@ import torch
 from octavo_kernels.activation import silu_mul
 from octavo_kernels.heuristics import INTERPRETER
 from octavo_kernels.launch import interpreted
-from octavo_kernels.matmul import launch_product, matmul, matmul_add, matmul_silu, warm_product
-from octavo_kernels.matmul_tiles import ProductTile, exact_tile, fast_tile, reachable_tiles
+from octavo_kernels.matmul import launch_product, matmul, matmul_add, matmul_silu
+from octavo_kernels.matmul_tiles import ProductTile, exact_tile, fast_tile, form_sizes
 from unit.kernels.paged_batch import DEVICE
 
 TILE = ProductTile(rows=16, columns=32, depth=32, warps=4, stages=2)
@@ -152,12 +152,6 @@ def test_a_gated_weight_has_two_halves() -> None:
         matmul_silu(torch.zeros(4, 16), torch.zeros(7, 16), None, None, torch.zeros(4, 3), exact=True)
 
 
-def test_warming_runs_every_form() -> None:
-    w, bias = random(64, 32), random(64)
-    warm_product(w, bias, 100, gated=False, adds=True, exact=True)
-    warm_product(w, bias, 100, gated=True, adds=False, exact=False)
-
-
 @pytest.mark.parametrize("arch", [INTERPRETER, 80, 90, 100])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("gated", [False, True])
@@ -188,6 +182,15 @@ def test_fast_products_leave_many_rows_to_the_library() -> None:
     assert fast_tile(90, torch.float32, 1, 4096, 132, gated=False) is None
 
 
-def test_reachable_tiles_are_all_that_are_ever_chosen() -> None:
-    reachable = reachable_tiles(90, torch.bfloat16, 700, 6144, 132, gated=False, exact=True)
-    assert reachable == {exact_tile(90, torch.bfloat16, rows, 6144, 132, gated=False) for rows in range(1, 701)}
+@pytest.mark.parametrize("exact", [False, True])
+def test_a_few_sizes_take_every_tile_that_is_ever_chosen(exact) -> None:
+    choose = exact_tile if exact else fast_tile
+    shapes = [(4096, False), (6144, False), (28672, True)]
+    sizes = form_sizes(90, torch.bfloat16, 3000, shapes, 132, exact=exact)
+    assert len(sizes) < 40
+    for columns, gated in shapes:
+        taken, chosen = (
+            {choose(90, torch.bfloat16, rows, columns, 132, gated=gated) for rows in each}
+            for each in (sizes, range(1, 3001))
+        )
+        assert taken == chosen

@@ -92,20 +92,21 @@ def test_rope_write_equals_reference(shape) -> None:
     assert torch.equal(pools[0][3, 1, 1, :, 1], value)
 
 
-def test_rope_of_several_heads_in_turn_equals_one_of_each() -> None:
+def test_rope_of_several_heads_in_turn_equals_one_of_each(monkeypatch) -> None:
     tokens, group, kv_heads, head_dim = 3, 2, 8, 32
     qkv = random(tokens, (group + 2) * kv_heads * head_dim)
     positions, slots = torch.arange(tokens, device=DEVICE), torch.tensor([5, -1, 20], device=DEVICE)
     cos_sin = random(tokens, head_dim)
     weights = [random(head_dim) for _ in range(2)]
     outs, pools = [], []
-    for exact in (False, True):
+    for many_tokens in (tokens, tokens + 1):
+        monkeypatch.setattr(rope_write, "_MANY_TOKENS", many_tokens)
         pools.append(torch.zeros(2, 1, 2, kv_heads, 16, head_dim, device=DEVICE))
         outs.append(torch.full((tokens, group * kv_heads, head_dim), torch.nan, device=DEVICE))
         k, v = pools[-1][:, 0, 0], pools[-1][:, 0, 1]
-        rope_write.rope_qknorm_write(qkv, positions, slots, cos_sin, k, v, outs[-1], *weights, exact=exact)
-    torch.testing.assert_close(outs[0], outs[1])
-    torch.testing.assert_close(pools[0], pools[1])
+        rope_write.rope_qknorm_write(qkv, positions, slots, cos_sin, k, v, outs[-1], *weights)
+    assert torch.equal(outs[0], outs[1])
+    assert torch.equal(pools[0], pools[1])
     assert pools[1].count_nonzero() == 2 * 2 * kv_heads * head_dim
 
 

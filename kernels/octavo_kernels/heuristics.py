@@ -82,7 +82,7 @@ _LONG_CHUNK = 1024
 _FILLED = 256
 _SPAN = 8
 # A smaller one leaves memory idle for a part of the time.
-_AHEAD_BYTES = 8 * 2**20
+_AHEAD_BYTES = 0
 
 
 def fast_chunk(programs: int) -> int:

@@ -4,8 +4,9 @@ The duration of a step is modelled as
 
     t = floor + per_prefill_token * prefill tokens + per_decode * decoding sequences
 
-with coefficients fitted to observed steps, old ones fading away. While sequences decode, a step takes as many prefill
-tokens as keep t within the target for the gap between two tokens, or as take as long as the decodes; otherwise, and before
+with coefficients fitted to observed steps, old ones fading away. What counts is the error relative to a step's duration:
+else a single step that took seconds (it compiled a kernel) would outweigh hundreds of good ones. While sequences decode, a step takes as many prefill
+tokens as keep t within the target for the gap between two tokens, or as take twice as long as the decodes; otherwise, and before
 the fit is of use, as many as the limit allows. Prefill always gets a minimum, so that a tight target slows it down and
 never stops it.
 """
@@ -17,7 +18,7 @@ from typing import Final
 _PREFILL_UNIT: Final = 256.0  # features of about equal size keep the fit well conditioned
 _DECODE_UNIT: Final = 16.0
 _DECAY: Final = 0.98  # an observation counts half after 34 more
-_RIDGE: Final = 0.02  # what the data do not tell stays as it was
+_RIDGE: Final = 0.0004  # of all weights: what the data do not tell stays as it was
 _MAX_SURPRISE: Final = 4.0  # a step this much slower than predicted was disturbed: a compilation, a page fault
 _MIN_OBSERVATIONS: Final = 3
 _CONVERGED: Final = 1e-5  # share of the largest coefficient that a round of the fit may move without another one
@@ -59,6 +60,7 @@ class StepBudget:
         self._granule = granule
         self._gram: _Matrix = [[0.0] * 3 for _ in range(3)]
         self._moment: _Vector = [0.0] * 3
+        self._weight = 0.0
         self._fit: _Vector = [0.0] * 3
         self._num_observed = 0
         self._num_prefill_observed = 0
@@ -97,9 +99,9 @@ class StepBudget:
         if self._itl_target_s is None or num_decodes == 0 or prefill_rate == 0.0:
             return hard_room
         decode_s = self._predict(0, num_decodes)
-        # Where decodes alone miss the target, prefill gets as long as they take: a step at most doubles, and prompts
-        # are not fed in crumbs that cost the machine its rate.
-        spare_s = max(self._itl_target_s - decode_s, decode_s)
+        # Where decodes alone come near the target or miss it, prefill gets twice as long as they take: a step at most
+        # trebles, and prompts are not fed in crumbs that cost the machine its rate.
+        spare_s = max(self._itl_target_s - decode_s, 2 * decode_s)
         room = min(self._enough_prefill, int(spare_s * prefill_rate))
         whole = round((room + num_decodes) / self._granule) * self._granule - num_decodes
         return min(hard_room, max(self.min_chunk, whole if whole > 0 else room))
@@ -115,11 +117,13 @@ class StepBudget:
         self._num_prefill_observed += num_prefill_tokens > 0
         self._num_decode_observed += num_decodes > 0
         features = [1.0, num_prefill_tokens / _PREFILL_UNIT, num_decodes / _DECODE_UNIT]
+        weight = 1.0 / seconds**2
+        self._weight = _DECAY * self._weight + weight
         for row, feature in enumerate(features):
-            self._moment[row] = _DECAY * self._moment[row] + feature * seconds
+            self._moment[row] = _DECAY * self._moment[row] + weight * feature * seconds
             for column, other in enumerate(features):
-                self._gram[row][column] = _DECAY * self._gram[row][column] + feature * other
-        self._fit = _fit_non_negative(self._gram, self._moment, self._fit)
+                self._gram[row][column] = _DECAY * self._gram[row][column] + weight * feature * other
+        self._fit = _fit_non_negative(self._gram, self._moment, self._fit, _RIDGE * self._weight)
 
     @property
     def _knows_prefill(self) -> bool:
@@ -130,7 +134,7 @@ class StepBudget:
         return floor + per_prefill * num_prefill_tokens / _PREFILL_UNIT + per_decode * num_decodes / _DECODE_UNIT
 
 
-def _fit_non_negative(gram: _Matrix, moment: _Vector, last: _Vector) -> _Vector:
+def _fit_non_negative(gram: _Matrix, moment: _Vector, last: _Vector, ridge: float) -> _Vector:
     """Minimize the squared error plus a ridge around the last fit, with no coefficient below 0.
 
     Three coefficients: coordinate descent from the last fit converges in a few rounds, and never divides by zero.
@@ -141,7 +145,7 @@ def _fit_non_negative(gram: _Matrix, moment: _Vector, last: _Vector) -> _Vector:
         for row, weights in enumerate(gram):
             own = weights[row]
             others = weights[0] * fit[0] + weights[1] * fit[1] + weights[2] * fit[2] - own * fit[row]
-            value = max(0.0, (moment[row] - others + _RIDGE * last[row]) / (own + _RIDGE))
+            value = max(0.0, (moment[row] - others + ridge * last[row]) / (own + ridge))
             moved = max(moved, abs(value - fit[row]))
             fit[row] = value
         if moved <= _CONVERGED * max(fit):

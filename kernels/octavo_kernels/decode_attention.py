@@ -5,8 +5,6 @@ sequence's result does not depend on what else is in the batch. A sequence withi
 kernel; longer ones leave a partial state per chunk, which the second kernel merges in chunk order, without atomics.
 """
 
-import math
-
 import torch
 import triton
 import triton.language as tl
@@ -15,7 +13,7 @@ from octavo_kernels.chunk_states import merge_chunks, visible_chunks, write_merg
 from octavo_kernels.decode_plan import DecodePlan, check_plan
 from octavo_kernels.heuristics import CHUNK, DECODE, DECODE_EXACT, Tile, lookup
 from octavo_kernels.launch import architecture, check_attention, check_options, check_vector, must_upcast
-from octavo_kernels.overlap import early_launch, prefetch_share, wait_for_previous
+from octavo_kernels.overlap import early_launch, wait_for_previous
 from octavo_kernels.page_tiles import finish_softmax, fold_state, load_tile, raw_scores, softmax_weights, token_offsets
 
 
@@ -51,8 +49,6 @@ def paged_decode(
     plan: DecodePlan | None = None,
     tickets: torch.Tensor | None = None,
     span: int = 1,
-    ahead: torch.Tensor | None = None,
-    ahead_bytes: int = 0,
     tile: Tile | None = None,
 ) -> None:
     """Attend with one query token a sequence.
@@ -80,9 +76,6 @@ def paged_decode(
             in order, instead of a second kernel. A plan has its own.
         span: a sequence of up to so many chunks is read by one program, which folds them in order itself: the same bits
             with less traffic, for batches that fill the device anyway. Ignored with a plan or tickets.
-        ahead: a contiguous tensor that no kernel of the step writes and one needs soon, such as the next weight: its first
-            `ahead_bytes` come into the L2 cache meanwhile. For batches that leave memory idle.
-        ahead_bytes: at most so many.
         tile: launch parameters, by default those of `heuristics.DECODE` or `DECODE_EXACT`.
     """
     check_attention(q, k, v, block_table, seq_lens, out, sinks, lse)
@@ -117,7 +110,6 @@ def paged_decode(
         tickets = plan.tickets
     elif tickets is not None:
         check_vector("tickets", tickets, batch * num_kv_heads, torch.int32, q.device)
-    share = _share(ahead, ahead_bytes, math.prod(grid), 32 * tile.warps)
     _decode_chunks[grid](
         q,
         k,
@@ -131,7 +123,6 @@ def paged_decode(
         out,
         lse_out,
         workspace,
-        ahead if share else None,
         scale,
         softcap,
         num_chunks,
@@ -161,8 +152,6 @@ def paged_decode(
         MEMBERS=plan.members.shape[1] if plan and plan.members is not None else 0,
         TICKETS=tickets is not None,
         SPAN=span,
-        SHARE=share,
-        THREADS=32 * tile.warps,
         num_warps=tile.warps,
         num_stages=tile.stages,
         **early_launch(),
@@ -188,14 +177,6 @@ def paged_decode(
             num_warps=1 if d_pad <= 128 else 2,
             **early_launch(),
         )
-
-
-def _share(ahead: torch.Tensor | None, most_bytes: int, programs: int, threads: int) -> int:
-    """Return how many bytes of a tensor each program brings into the L2 cache, the same number for each thread."""
-    if ahead is None or ahead.data_ptr() % 16 != 0 or not early_launch()["EARLY"]:
-        return 0
-    unit = 16 * threads
-    return min(most_bytes, ahead.numel() * ahead.element_size()) // programs // unit * unit
 
 
 @triton.jit
@@ -374,7 +355,6 @@ def _decode_chunks(
     out_ptr,
     lse_ptr,
     workspace_ptr,
-    ahead_ptr,
     scale,
     softcap,
     num_chunks,
@@ -404,8 +384,6 @@ def _decode_chunks(
     MEMBERS: tl.constexpr,
     TICKETS: tl.constexpr,
     SPAN: tl.constexpr,
-    SHARE: tl.constexpr,
-    THREADS: tl.constexpr,
     EARLY: tl.constexpr,
 ):
     """softmax(scale * q k^T) v over chunks of sequences, for the GROUP query heads of one key/value head.
@@ -414,8 +392,6 @@ def _decode_chunks(
     in turn. Writes the final output if one program reads all visible chunks of the sequence, else a state to the workspace:
     acc [B, Hq, chunks, D], top [B, Hq, chunks], total [B, Hq, chunks], all fp32.
     """
-    if SHARE > 0:
-        prefetch_share(ahead_ptr, SHARE, THREADS)
     wait_for_previous(EARLY)
     if LISTED:
         stop_item = tl.load(work_ptr) * KV_HEADS

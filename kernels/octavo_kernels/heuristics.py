@@ -77,12 +77,10 @@ EXTEND_EXACT = (
 
 # (sequences times key/value heads, tokens a chunk) of decodes that need not be exact; beyond the last, `_LONG_CHUNK`.
 _FAST_CHUNKS = ((16, 128), (64, 256), (128, 512))
-_LONG_CHUNK = 1024
+_LONG_CHUNK = 2048
 # An exact decode of so many sequences times key/value heads fills the device with a program for each.
 _FILLED = 256
 _SPAN = 8
-# A smaller one leaves memory idle for a part of the time.
-_AHEAD_BYTES = 0
 
 
 def fast_chunk(programs: int) -> int:
@@ -92,11 +90,6 @@ def fast_chunk(programs: int) -> int:
         programs: sequences of the batch (or of the size that a graph is captured for) times key/value heads.
     """
     return next((chunk for most, chunk in _FAST_CHUNKS if programs <= most), _LONG_CHUNK)
-
-
-def ahead_bytes(programs: int) -> int:
-    """Return how much of the next weight a decode may bring into the L2 cache; the argument is that of `fast_chunk`."""
-    return _AHEAD_BYTES if programs < _FILLED else 0
 
 
 def exact_span(programs: int) -> int:

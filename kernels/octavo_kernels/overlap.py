@@ -49,31 +49,10 @@ def prefetch_rows(ptr, rows, stride, ROWS: tl.constexpr, BYTES: tl.constexpr, PA
     """
     part = tl.arange(0, PARTS) * (BYTES // PARTS // (ptr.dtype.element_ty.primitive_bitwidth // 8))
     addresses = ptr + rows.to(tl.int64)[:, None] * stride + part[None, :]
-    _prefetch(addresses, tl.full([ROWS, PARTS], BYTES // PARTS, tl.int32))
-
-
-@triton.jit
-def prefetch_share(ptr, SHARE: tl.constexpr, THREADS: tl.constexpr) -> None:
-    """Ask for this program's SHARE of a tensor to be brought into the L2 cache; see `prefetch_rows`.
-
-    Args:
-        ptr: of a contiguous tensor, at a multiple of 16 bytes, with a share for every program.
-        SHARE: bytes, a multiple of 16 * THREADS.
-        THREADS: of the program.
-    """
-    program = tl.program_id(0) + tl.num_programs(0) * (tl.program_id(1) + tl.num_programs(1) * tl.program_id(2))
-    part: tl.constexpr = SHARE // THREADS
-    start = program.to(tl.int64) * SHARE + tl.arange(0, THREADS) * part
-    _prefetch(ptr.to(tl.pointer_type(tl.uint8)) + start, tl.full([THREADS], part, tl.int32))
-
-
-@triton.jit
-def _prefetch(addresses, num_bytes) -> None:
-    """Ask for `num_bytes` at each of the addresses, both multiples of 16."""
     tl.inline_asm_elementwise(
         "{ cp.async.bulk.prefetch.L2.global [$1], $2; mov.b32 $0, 0; }",
         "=r,l,r",
-        [addresses, num_bytes],
+        [addresses, tl.full([ROWS, PARTS], BYTES // PARTS, tl.int32)],
         dtype=tl.int32,
         is_pure=False,
         pack=1,

@@ -42,7 +42,6 @@ def test_decode_and_chunked_prefill_give_the_bits_of_a_whole_prefill(head_dim: i
         {"tickets": tickets},
         {"span": 3},
         {"span": 8},
-        {"ahead": torch.zeros(1 << 21, device=DEVICE), "ahead_bytes": 8 << 20},
     ):
         plan = how.pop("plan", None)
         for _ in range(20):

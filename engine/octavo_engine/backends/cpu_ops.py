@@ -125,9 +125,8 @@ class CpuOps:
         self._threads.run(work, len(qkv), 2 * _LEAST_ELEMENTWISE_ROWS)
         return q
 
-    def attention(self, q: torch.Tensor, batch: Batch, layer: int, after: Any) -> torch.Tensor:
+    def attention(self, q: torch.Tensor, batch: Batch, layer: int) -> torch.Tensor:
         """Return the attention output [T, H * D]."""
-        del after  # nothing is gained by reading it early
         out = torch.empty_like(q)
         k_offset, v_offset = self._offsets(layer)
         attend = self._attend[self._config.windows[layer]]

@@ -60,11 +60,8 @@ class Ops(Protocol):
         """Split and rotate qkv [T, (H + 2K) * D], write k and v into the layer's pages, return q [T, H * D]."""
         ...
 
-    def attention(self, q: torch.Tensor, batch: Batch, layer: int, after: PreparedLinear) -> torch.Tensor:
-        """Return the attention output [T, H * D] of q over the pages of each token's sequence.
-
-        `after` is the weight that is needed next: a backend may start to read it.
-        """
+    def attention(self, q: torch.Tensor, batch: Batch, layer: int) -> torch.Tensor:
+        """Return the attention output [T, H * D] of q over the pages of each token's sequence."""
         ...
 
     def gated_linear(self, x: torch.Tensor, weight: PreparedLinear) -> torch.Tensor:

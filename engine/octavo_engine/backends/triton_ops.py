@@ -9,7 +9,7 @@ from octavo_kernels.activation import silu_mul
 from octavo_kernels.copy_pages import copy_pages
 from octavo_kernels.decode_attention import decode_workspace_size, paged_decode
 from octavo_kernels.extend_attention import paged_extend
-from octavo_kernels.heuristics import CHUNK, ahead_bytes, exact_span, fast_chunk
+from octavo_kernels.heuristics import CHUNK, exact_span, fast_chunk
 from octavo_kernels.matmul import matmul, matmul_silu, sizes_of_all_forms
 from octavo_kernels.norm import add_rmsnorm, rmsnorm
 from octavo_kernels.penalties import penalize, take_penalized
@@ -108,7 +108,7 @@ class TritonOps:
         )  # fmt: skip
         return q.view(len(qkv), -1)
 
-    def attention(self, q: torch.Tensor, batch: Batch, layer: int, after: Any) -> torch.Tensor:
+    def attention(self, q: torch.Tensor, batch: Batch, layer: int) -> torch.Tensor:
         """Return [T, H * D]: single-token rows by the decode kernel, chunks by the extend kernel."""
         config = self._config
         heads = q.view(-1, config.num_heads, config.head_dim)
@@ -123,7 +123,6 @@ class TritonOps:
                 self._workspace, scale=self._scale, window=window, exact=self._exact or shared is not None,
                 chunk=chunk, plan=shared, tickets=self._tickets[:programs] if chunk > CHUNK else None,
                 span=exact_span(programs) if self._exact else 1,
-                ahead=None if self._on_cpu else after.weight, ahead_bytes=ahead_bytes(programs),
             )  # fmt: skip
         if batch.chunks is not None:
             chunks = batch.chunks

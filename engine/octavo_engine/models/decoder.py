@@ -73,7 +73,7 @@ class Decoder:
             rows = batch
             if index == last and batch.last is not None:
                 rows, q, residual = batch.last, q[batch.sample_tokens], residual[batch.sample_tokens]
-            x = ops.attention(q, rows, index, layer.output)
+            x = ops.attention(q, rows, index)
             x = ops.add_rms_norm(ops.linear(x, layer.output), residual, layer.post_norm)
             x = ops.linear(ops.gated_linear(x, layer.gate_up), layer.down)
             norm = self._final_norm if index == last else self._layers[index + 1].input_norm

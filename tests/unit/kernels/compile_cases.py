@@ -90,8 +90,8 @@ def attention(
                 members = 64 // group if plan else 0
                 work = allocate_plan(**limits, chunk=CHUNK, device=q.device, members=members, **plan)
                 plan_decode(work, lengths)
-            early = {"span": span, "ahead": torch.empty(4096, 4096, dtype=dtype), "ahead_bytes": 8 << 20}
-            paged_decode(q, k, v, table, lengths, torch.empty_like(q), torch.empty(size), plan=work, **early, **options)
+            options |= {"plan": work, "span": span}
+            paged_decode(q, k, v, table, lengths, torch.empty_like(q), torch.empty(size), **options)
         else:
             cu_q = torch.zeros(65, dtype=torch.int32)
             paged_extend(q, k, v, table, cu_q, lengths, torch.empty_like(q), **options)

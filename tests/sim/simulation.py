@@ -149,7 +149,7 @@ class Simulation:
         self._num_arrived += 1
         if self._delays.omniscient:
             for engine in self.engines.values():
-                router.know_load(engine.engine_id, self._true_load(engine))
+                router.know_load(engine.engine_id, self.true_load(engine))
         prompt = Prompt(job.prompt)
         reusable = prompt.hashes(ROOT, PAGE_SIZE)[: (len(prompt) - 1) // PAGE_SIZE]
         ideal = next((depth for depth, page in enumerate(reusable) if page not in self._seen), len(reusable))
@@ -166,7 +166,7 @@ class Simulation:
         else:
             event()
 
-    def _true_load(self, engine: SimulatedEngine) -> LoadReport:
+    def true_load(self, engine: SimulatedEngine) -> LoadReport:
         """Return what no report says: the load with every request counted by what it will compute, on its way or not."""
         live = self._live[engine.engine_id]
         return replace(

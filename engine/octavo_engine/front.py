@@ -83,7 +83,6 @@ class Front:
             clock=clock,
             max_waiting=config.max_waiting,
             max_waiting_tokens=config.max_waiting_tokens,
-            pages=self._pages,
             on_step=(
                 self._metrics.take_step,
                 self._pages.take_step,

@@ -96,6 +96,7 @@ class Link:
             raise InvalidRequest("unexpected_message", "only submit, cancel and credit may follow hello")
 
     def _submit(self, submit: engine_pb2.Submit) -> None:
+        self._switchboard.load.took(self.number, self.router_id, submit.stream_id)
         try:
             self._switchboard.submit(self, submit)
         except OctavoError as error:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import msgspec
 from octavo.v1 import engine_pb2
 
@@ -34,35 +32,35 @@ class LoadBoard:
         self.stalled = False
         self._num_sent = 0
         self._sent_tokens: dict[int, int] = {}
-        self._uncounted: dict[int, Callable[[], int]] = {}
+        self._taken: dict[int, engine_pb2.Taken] = {}  # by number of the link
 
     def open(self, num_pages: int) -> None:
         """Note the pages of a core that has only just begun: all are free."""
         self.report = msgspec.structs.replace(self.report, pages_free=num_pages)
 
-    def sent(self, count_uncached: Callable[[], int]) -> None:
-        """Note a request on its way to the core.
-
-        Args:
-            count_uncached: gives the prompt tokens that will have to be computed for it. It is asked once at most, and
-                never if the core takes the request before anybody wants to know the load.
-        """
+    def sent(self, num_uncached: int) -> None:
+        """Note a request on its way to the core, and the prompt tokens that will have to be computed for it."""
         self._num_sent += 1
-        self._uncounted[self._num_sent] = count_uncached
+        self._sent_tokens[self._num_sent] = num_uncached
+
+    def took(self, link: int, router_id: str, stream_id: int) -> None:
+        """Note the newest request that came over a link, even if it is refused: the load counts all up to it."""
+        self._taken[link] = engine_pb2.Taken(router_id=router_id, stream_id=stream_id)
+
+    def unlinked(self, link: int) -> None:
+        """Forget a link that is gone, and its requests with it."""
+        self._taken.pop(link, None)
 
     def update(self, step_id: int, report: messages.LoadReport) -> None:
         """Take the core's newest report."""
         for number in range(self.report.num_taken + 1, report.num_taken + 1):
             self._sent_tokens.pop(number, None)
-            self._uncounted.pop(number, None)
         self.step_id = step_id
         self.report = report
 
     def fill(self, load: engine_pb2.Load) -> None:
         """Write the load as of now."""
         report = self.report
-        self._sent_tokens.update((number, count()) for number, count in self._uncounted.items())
-        self._uncounted.clear()
         load.num_waiting = report.num_waiting + len(self._sent_tokens)
         load.waiting_tokens = report.waiting_tokens + sum(self._sent_tokens.values())
         load.num_running = report.num_running
@@ -75,6 +73,7 @@ class LoadBoard:
         load.draining = self.draining
         load.warming = report.is_warming
         load.stalled = self.stalled
+        load.taken.extend(self._taken.values())
 
     def message(self) -> engine_pb2.Load:
         """Return the load as of now."""

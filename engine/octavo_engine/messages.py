@@ -35,6 +35,7 @@ class Submit(msgspec.Struct, frozen=True, tag="submit", array_like=True):
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
     repetition_penalty: float = 1.0
+    expected_cached: int = 0
 
 
 class Cancel(msgspec.Struct, frozen=True, tag="cancel", array_like=True):

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from array import array
 from collections import Counter
 from collections.abc import Callable
 from typing import Final
 
-from octavo.page_hash import chain, short_hash
 from octavo.v1 import engine_pb2
 
 from octavo_engine.messages import StepFrame
@@ -17,8 +15,6 @@ MAX_HASHES_PER_MESSAGE: Final = 65_536
 """Half a mebibyte: far below gRPC's limit for one message."""
 BATCH_S: Final = 0.02
 """Changes wait this long for others, so that a burst of steps makes one message."""
-
-_HASHED_AT_ONCE = 16  # pages
 
 
 class ResidentPages:
@@ -57,24 +53,6 @@ class ResidentPages:
         """Take the changes of one step."""
         if frame.pages_stored or frame.pages_evicted:
             self.apply(frame.pages_stored, frame.pages_evicted)
-
-    def num_cached_tokens(self, prompt: bytes, root: bytes, page_size: int) -> int:
-        """Return the leading tokens of a prompt that are in resident pages; the last one is always computed.
-
-        Args:
-            prompt: token ids as `token_bytes` packs them.
-            root: root of its page-hash chain, with the tenant's salt.
-            page_size: tokens in a page.
-        """
-        token_ids = array("I", prompt)
-        last, stride = len(token_ids) - 1, _HASHED_AT_ONCE * page_size
-        parent = root
-        for start in range(0, last, stride):
-            for number, page in enumerate(chain(parent, token_ids[start : min(start + stride, last)], page_size)):
-                if short_hash(page) not in self._pages:
-                    return start + number * page_size
-                parent = page
-        return last // page_size * page_size
 
     @property
     def has_changes(self) -> bool:

@@ -230,7 +230,9 @@ class Roster:
             num_tokens = self._num_tokens_to_prefill(sequence, choices)
             is_fresh = not choices.has_started
             prefill_ns = round(num_tokens * self._ns_per_prefill_token) if is_fresh else 0
-            self.waiting.push(sequence, is_fresh=is_fresh, num_tokens=num_tokens, prefill_ns=prefill_ns)
+            # What others ahead of it will leave is not there yet; its sender knows who they are.
+            foreseen = min(num_tokens, max(1, sequence.length - sequence.request.expected_cached))
+            self.waiting.push(sequence, is_fresh=is_fresh, num_tokens=foreseen, prefill_ns=prefill_ns)
 
     def choices_of(self, sequence: Sequence) -> Choices:
         """Return the unfinished sequences of the request that an unfinished sequence belongs to."""

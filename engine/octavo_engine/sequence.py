@@ -80,6 +80,7 @@ class Request:
         page_hash_root: root of the page-hash chain, with the tenant's salt.
         committed: output of each choice by earlier attempts; empty for a fresh request.
         finished_choices: choices that had ended before a move; nothing is generated for them.
+        expected_cached: leading prompt tokens that its sender expects to be cached when it runs; only load reports use it.
     """
 
     key: int
@@ -91,6 +92,7 @@ class Request:
     page_hash_root: bytes = b""
     committed: tuple[tuple[int, ...], ...] = ()
     finished_choices: frozenset[int] = frozenset()
+    expected_cached: int = 0
 
 
 @dataclass(slots=True, kw_only=True, eq=False)

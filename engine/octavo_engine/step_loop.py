@@ -306,6 +306,7 @@ def request_of(command: messages.Submit) -> Request:
         page_hash_root=command.page_hash_root,
         committed=tuple(tuple(_token_ids(output)) for output in command.committed),
         finished_choices=frozenset(command.finished_choices),
+        expected_cached=command.expected_cached,
     )
 
 

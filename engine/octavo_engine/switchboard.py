@@ -11,7 +11,6 @@ import itertools
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import Protocol
 
 from octavo.errors import InvalidRequest, Overloaded, Unavailable
@@ -22,12 +21,10 @@ from octavo_engine.clock import Clock
 from octavo_engine.ends import bare_ends, frame_of_ends
 from octavo_engine.live_request import LiveRequest
 from octavo_engine.load import LoadBoard
-from octavo_engine.page_events import ResidentPages
 from octavo_engine.sequence import FinishReason
 from octavo_engine.step_split import STREAM_MASK, StepSplit, key_of, reader_of
 from octavo_engine.validation import Validator
 
-_TOKEN_BYTES = 4
 _LEAST_RETRY_S, _MOST_RETRY_S = 0.1, 30.0
 
 
@@ -60,7 +57,6 @@ class Switchboard:
         clock: maps step times for routers.
         max_waiting: requests that may wait for their first run.
         max_waiting_tokens: their prompt tokens.
-        pages: what the prefix cache holds, to tell what a request on its way will have to compute; by default nothing.
         on_step: called with every step frame.
         on_finish: called with every request whose last choice ended, and the monotonic time of that.
     """
@@ -71,7 +67,6 @@ class Switchboard:
         clock: Clock,
         max_waiting: int,
         max_waiting_tokens: int,
-        pages: ResidentPages | None = None,
         on_step: Sequence[Callable[[messages.StepFrame], None]] = (),
         on_finish: Sequence[Callable[[LiveRequest, int], None]] = (),
     ) -> None:
@@ -82,7 +77,6 @@ class Switchboard:
         self._clock = clock
         self._max_waiting = max_waiting
         self._max_waiting_tokens = max_waiting_tokens
-        self._pages = ResidentPages(epoch=0) if pages is None else pages
         self._on_step = tuple(on_step)
         self._on_finish = tuple(on_finish)
         self._numbers = itertools.count(1)
@@ -129,6 +123,7 @@ class Switchboard:
             yield
         finally:
             del self._readers[reader.number]
+            self.load.unlinked(reader.number)
             for key in [key for key in self._live if reader_of(key) == reader.number]:
                 self._send(messages.Cancel(key))
 
@@ -162,7 +157,7 @@ class Switchboard:
         if self.idle.is_set():
             self.idle.clear()
             self.last_frame_ns = time.monotonic_ns()  # the core owes frames from now on
-        self.load.sent(partial(self._num_uncached, command, self._validator.page_size))
+        self.load.sent(max(1, num_prompt - submit.expected_cached_tokens))
         self._send(command)
         return len(self._live[key].open_choices)
 
@@ -201,10 +196,6 @@ class Switchboard:
     def _send(self, command: messages.Command) -> None:
         if self._core is not None:
             self._core.send(command)
-
-    def _num_uncached(self, command: messages.Submit, page_size: int) -> int:
-        num_prompt = len(command.prompt) // _TOKEN_BYTES
-        return num_prompt - self._pages.num_cached_tokens(command.prompt, command.page_hash_root, page_size)
 
     def _check_room(self, num_tokens: int) -> None:
         if len(self._waiting) < self._max_waiting and (

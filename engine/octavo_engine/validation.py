@@ -102,6 +102,7 @@ class Validator:
             frequency_penalty=sampling.frequency_penalty,
             presence_penalty=sampling.presence_penalty,
             repetition_penalty=sampling.repetition_penalty if sampling.HasField("repetition_penalty") else 1.0,
+            expected_cached=submit.expected_cached_tokens,
         )
 
     def _check_ids(self, token_ids: Sequence[int], field: str) -> None:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Mapping
 from html import escape
 
-from sim.results import Result
+from sim.results import Average
 
 COLOURS = {
     "round robin": "#b8bcc4",
@@ -16,7 +16,7 @@ COLOURS = {
 WIDTH, LEFT, PANEL, GAP = 920, 60, 190, 64
 
 
-def chart(runs: Mapping[str, Mapping[str, Result]]) -> str:
+def chart(runs: Mapping[str, Mapping[str, Average]]) -> str:
     """Return hit rates and times to the first token, a group of bars for each workload."""
     top = 56
     times = [result.ttft_mean_s * 1e3 for arms in runs.values() for result in arms.values()]
@@ -63,10 +63,10 @@ def legend(arms: Mapping[str, object]) -> list[str]:
 
 
 def panel(
-    runs: Mapping[str, Mapping[str, Result]],
+    runs: Mapping[str, Mapping[str, Average]],
     top: int,
     title: str,
-    share_of: Callable[[Result], float],
+    share_of: Callable[[Average], float],
     label_of: Callable[[float], str] | None,
 ) -> list[str]:
     """Return the bars of one figure; `share_of` gives a bar's height from 0 to 1."""

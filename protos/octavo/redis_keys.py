@@ -71,5 +71,7 @@ class Entry:
     ENGINE_ID: Final = "engine"
     EVENTS: Final = "events"  # pages: serialized octavo.v1.PageEvents
     ROUTER_ID: Final = "router"
+    STREAM_ID: Final = "stream"  # placements: number of the request on that router's link
     TOKENS: Final = "tokens"  # placements: uncached prompt tokens
+    SEQUENCES: Final = "sequences"  # placements: choices of the request
     HASHES: Final = "hashes"  # placements: little-endian u64 short hashes of the prompt's new pages

@@ -24,6 +24,7 @@ from octavo.v1 import engine_pb2
 from redis.exceptions import RedisError, ResponseError
 
 from octavo_router.fleet import Fleet
+from octavo_router.load import PlacementNote
 
 _log = structlog.get_logger("octavo.router.redis")
 
@@ -36,6 +37,8 @@ _FIRST_BACKOFF_S = 0.1
 _MAX_BACKOFF_S = 1.0
 _MAX_NOTES = 4096
 _MAX_NOTE_PAGES = 64
+_MAX_NOTE_TOKENS = 1 << 24
+_MAX_NOTE_SEQUENCES = 1 << 10
 _MAX_ENTRIES = 1000
 _ADDRESS = re.compile(r"[A-Za-z0-9_.\-\[\]:]{1,255}:\d{1,5}")
 _ENGINE_ID = re.compile(r"[\x21-\x7e]{1,128}")
@@ -62,7 +65,7 @@ class RedisBus:
         self._seen_at: dict[str, float] = {}  # engine id -> when it last held a lease
         self._positions: _Positions = {}  # stream key -> id of the last entry read
         self._page_streams: dict[str, str] = {}  # stream key -> engine id
-        self._notes: deque[tuple[str, int, bytes]] = deque(maxlen=_MAX_NOTES)
+        self._notes: deque[PlacementNote] = deque(maxlen=_MAX_NOTES)
         self._noted = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -80,11 +83,10 @@ class RedisBus:
             with suppress(RedisError, OSError):
                 await client.aclose()
 
-    def note(self, engine_id: str, uncached_tokens: int, new_pages: Sequence[int]) -> None:
+    def note(self, note: PlacementNote) -> None:
         """Tell the other routers what was sent where. Never waits; the oldest notes are dropped while Redis is away."""
         if self.is_up:
-            pages = array("Q", new_pages[:_MAX_NOTE_PAGES]).tobytes()
-            self._notes.append((engine_id, uncached_tokens, pages))
+            self._notes.append(note)
             self._noted.set()
 
     async def _keep(self, name: str, work: Callable[[], Awaitable[None]]) -> None:
@@ -181,15 +183,11 @@ class RedisBus:
                 self._fleet.hint_pages(self._page_streams[stream], events)
 
     def _take_note(self, fields: _Fields) -> None:
-        if _text(fields.get(Entry.ROUTER_ID.encode(), b"")) == self._router_id:
-            return
-        engine_id = _text(fields.get(Entry.ENGINE_ID.encode(), b""))
-        tokens = _number(fields.get(Entry.TOKENS.encode()))
-        packed = fields.get(Entry.HASHES.encode(), b"")
-        if tokens is None or tokens > 1 << 24 or len(packed) % 8 or len(packed) > 8 * _MAX_NOTE_PAGES:
+        note = _note_of(fields)
+        if note is None:
             _log.debug("placement_note_ignored")
-            return
-        self._fleet.hint_placement(engine_id, tokens, array("Q", packed))
+        elif note.router_id != self._router_id:
+            self._fleet.hint_placement(note)
 
     async def _check_leases(self) -> None:
         await self._read_leases(list(self._seen_at))
@@ -235,14 +233,16 @@ class RedisBus:
         self._noted.clear()
         async with self._client.pipeline(transaction=False) as pipeline:
             while self._notes:
-                engine_id, tokens, pages = self._notes.popleft()
+                note = self._notes.popleft()
                 pipeline.xadd(
                     self._keys.placements,
                     {
                         Entry.ROUTER_ID: self._router_id,
-                        Entry.ENGINE_ID: engine_id,
-                        Entry.TOKENS: tokens,
-                        Entry.HASHES: pages,
+                        Entry.ENGINE_ID: note.engine_id,
+                        Entry.STREAM_ID: note.stream_id,
+                        Entry.TOKENS: note.tokens,
+                        Entry.SEQUENCES: note.num_sequences,
+                        Entry.HASHES: array("Q", note.pages[:_MAX_NOTE_PAGES]).tobytes(),
                     },
                     maxlen=redis_keys.PLACEMENTS_MAXLEN,
                     approximate=True,
@@ -260,6 +260,26 @@ def _text(raw: bytes) -> str:
 
 def _number(raw: bytes | None) -> int | None:
     return int(raw) if raw is not None and raw.isdigit() and len(raw) <= 20 else None
+
+
+def _note_of(fields: _Fields) -> PlacementNote | None:
+    """Return a placement note; None if it makes no sense."""
+    stream_id, tokens, num_sequences = (
+        _number(fields.get(each.encode())) for each in (Entry.STREAM_ID, Entry.TOKENS, Entry.SEQUENCES)
+    )
+    packed = fields.get(Entry.HASHES.encode(), b"")
+    if stream_id is None or tokens is None or num_sequences is None or len(packed) % 8:
+        return None
+    if tokens > _MAX_NOTE_TOKENS or num_sequences > _MAX_NOTE_SEQUENCES or len(packed) > 8 * _MAX_NOTE_PAGES:
+        return None
+    return PlacementNote(
+        engine_id=_text(fields.get(Entry.ENGINE_ID.encode(), b"")),
+        router_id=_text(fields.get(Entry.ROUTER_ID.encode(), b"")),
+        stream_id=stream_id,
+        tokens=tokens,
+        pages=array("Q", packed),
+        num_sequences=num_sequences,
+    )
 
 
 def _decoded(kind: type[_M], raw: bytes | None) -> _M | None:

@@ -168,7 +168,9 @@ class Dispatch:
 
     def _start(self, engine: Engine, cost: Cost) -> None:
         attempt = Attempt(self.journal, number=self.journal.num_attempts, wake=self._wake.set)
-        self._stay = Stay(engine, self._message(attempt.number), attempt)
+        message = self._message(attempt.number)
+        message.expected_cached_tokens = max(0, len(self._work.prompt) - cost.uncached_tokens)
+        self._stay = Stay(engine, message, attempt)
         self.journal.num_attempts += 1
         # What an earlier engine of another model revision calls the end of a sequence does not count here.
         self.journal.limits = self._work.limits(engine.info.model.eos_token_ids)
@@ -177,7 +179,9 @@ class Dispatch:
         if self._work.sampling.max_tokens > self._credit:
             self._stay.extend_credit(self._credit)
         num_sequences = sum(choice.ending is None for choice in self.journal.choices)
-        self._stay.placement = self._routing.place(engine, self._work.prompt, cost, num_sequences=num_sequences)
+        self._stay.placement = self._routing.place(
+            engine, self._work.prompt, cost, stream_id=self._stay.stream_id, num_sequences=num_sequences
+        )
 
     def _message(self, number: int) -> engine_pb2.Submit:
         message = engine_pb2.Submit(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import structlog
@@ -13,7 +13,7 @@ from octavo.v1 import engine_pb2, types_pb2
 from octavo_router.directory import Directory, Outcome, PageChange
 from octavo_router.kind import kind_of
 from octavo_router.link import EngineLink
-from octavo_router.load import EngineLoad, LoadReport, Placement
+from octavo_router.load import EngineLoad, LoadReport, Placement, PlacementNote
 from octavo_router.session import LinkState, LinkTimes
 from octavo_router.wakeups import Wakeups
 
@@ -74,7 +74,7 @@ class Fleet:
         self._links: dict[str, tuple[EngineLink, asyncio.Task[None]]] = {}  # by address
         self._engines: dict[str, Engine] = {}
         self._refusals: dict[str, str] = {}  # by address, why its engine is not used
-        self._router_id = router_id
+        self.router_id = router_id
         self._tokenizer_revision = tokenizer_revision
         self._times = times or LinkTimes()
         self._wakeups = Wakeups()
@@ -140,7 +140,7 @@ class Fleet:
         """Take an engine's load from its lease, if it is newer than what its link said."""
         engine = self._engines.get(engine_id)
         if engine is not None and engine.epoch == epoch:
-            engine.load.hint(load_report(load), time.monotonic())
+            engine.load.hint(load_report(load))
 
     def hint_pages(self, engine_id: str, events: engine_pb2.PageEvents) -> None:
         """Take an engine's page events from Redis; those that its link brought already are stale and ignored."""
@@ -148,19 +148,17 @@ class Fleet:
         if engine is not None:
             self._apply(engine, events)
 
-    def hint_placement(self, engine_id: str, uncached_tokens: int, hashes: Iterable[int]) -> None:
-        """Another router sent a request there."""
-        engine = self._engines.get(engine_id)
+    def hint_placement(self, note: PlacementNote) -> None:
+        """Another router sent a request to an engine."""
+        engine = self._engines.get(note.engine_id)
         if engine is not None:
-            self.place(engine, uncached_tokens, hashes)
+            self.place(engine, note)
 
-    def place(
-        self, engine: Engine, uncached_tokens: int, hashes: Iterable[int], *, num_sequences: int = 1
-    ) -> Placement:
+    def place(self, engine: Engine, note: PlacementNote) -> Placement:
         """Count a request that was just sent to an engine."""
         now = time.monotonic()
-        self.directory.predict(engine.engine_id, hashes, now)
-        return engine.load.place(uncached_tokens, now, num_sequences=num_sequences)
+        self.directory.predict(engine.engine_id, note.pages, now)
+        return engine.load.place(note, now)
 
     # What the links tell.
 
@@ -180,7 +178,7 @@ class Fleet:
         if known is not None:
             known.link.hang_up()  # an older process of this engine, which hangs or has not noticed its end
         engine = Engine(link, info)
-        engine.load.update(load_report(load), time.monotonic())
+        engine.load.update(load_report(load))
         self._engines[info.engine_id] = engine
         self.directory.join(info.engine_id, info.epoch)
         link.ask_snapshot()
@@ -206,7 +204,7 @@ class Fleet:
         """Take a load report."""
         engine = self._engine_of(link)
         if engine is not None:
-            engine.load.update(load_report(load), time.monotonic())
+            engine.load.update(load_report(load))
 
     def link_pages(self, link: EngineLink, events: engine_pb2.PageEvents) -> None:
         """Take page events."""
@@ -274,7 +272,7 @@ class Fleet:
     def _dial(self, address: str) -> None:
         if address not in self._links and not self._closing:
             link = EngineLink(
-                address, router_id=self._router_id, listener=self, times=self._times, wakeups=self._wakeups
+                address, router_id=self.router_id, listener=self, times=self._times, wakeups=self._wakeups
             )
             self._links[address] = (link, asyncio.create_task(link.run(), name=f"link:{address}"))
 
@@ -304,4 +302,5 @@ def load_report(load: engine_pb2.Load) -> LoadReport:
         decode_s_per_sequence=load.decode_s_per_sequence,
         step_id=load.step_id,
         draining=load.draining,
+        taken={each.router_id: each.stream_id for each in load.taken},
     )

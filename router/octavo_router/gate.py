@@ -75,7 +75,7 @@ def room_of(engine: Engine, now: float) -> EngineRoom:
         waiting_tokens=waiting_tokens,
         prefill_tokens_per_s=report.prefill_tokens_per_s or DEFAULT_PREFILL_TOKENS_PER_S,
         max_step_tokens=info.max_step_tokens,
-        num_requests=load.num_running(now) + report.num_waiting,
+        num_requests=load.num_running(now),
         max_sequences=info.max_sequences,
         pages_in_use=report.pages_in_use + -(-unreported_tokens // info.model.page_size),
         num_pages=info.num_pages,

@@ -1,14 +1,16 @@
-"""An engine's load as a router sees it: the newest report, and the work sent since. Sans-IO."""
+"""An engine's load as a router sees it: the newest report, and the work sent since. Sans-IO.
+
+Every request bears a name, its router's and the stream id there, and a report says up to which stream id it counts each
+router's. So a request counts once, by the report or by what was noted when it was sent, whichever way the two cross.
+"""
 
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
-# A report made while a placement was on its way does not include it yet. Longer, and placements count twice until the next
-# report: hits are lost to engines that only look busier.
-_REPORT_LAG_S = 0.02
-# A placement whose engine never reported back is forgotten.
+# A placement that no report ever counts is forgotten: its request never came there.
 _PLACEMENT_TTL_S = 5.0
 _MAX_PLACEMENTS = 10_000
 
@@ -27,16 +29,40 @@ class LoadReport:
     decode_s_per_sequence: float = 0.0
     step_id: int = 0
     draining: bool = False
+    taken: Mapping[str, int] = field(default_factory=dict)  # router id -> last stream id that it counts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlacementNote:
+    """What routers tell each other of a request that one of them sent to an engine.
+
+    Attributes:
+        engine_id: the engine.
+        router_id: who sent it.
+        stream_id: its number on that router's link; they rise.
+        tokens: prompt tokens that the engine has to compute for it.
+        pages: short hashes of the pages that it will leave there, beyond those that were there.
+        num_sequences: its choices.
+    """
+
+    engine_id: str
+    router_id: str
+    stream_id: int
+    tokens: int
+    pages: Sequence[int] = ()
+    num_sequences: int = 1
 
 
 class Placement:
-    """One request sent to an engine by this router. Tells what of it the newest report cannot know yet."""
+    """One request at an engine, of this router or another, noted at a time in monotonic seconds."""
 
-    __slots__ = ("at", "is_over", "is_prefilled", "is_reported", "num_sequences", "tokens")
+    __slots__ = ("at", "is_over", "is_prefilled", "is_reported", "num_sequences", "router_id", "stream_id", "tokens")
 
-    def __init__(self, *, tokens: int, num_sequences: int, at: float) -> None:
-        self.tokens = tokens
-        self.num_sequences = num_sequences
+    def __init__(self, note: PlacementNote, at: float) -> None:
+        self.router_id = note.router_id
+        self.stream_id = note.stream_id
+        self.tokens = note.tokens
+        self.num_sequences = note.num_sequences
         self.at = at
         self.is_reported = False  # the engine's newest report counts it
         self.is_prefilled = False
@@ -52,23 +78,26 @@ class EngineLoad:
         self._prefilled_tokens = 0  # of reported placements, since the report
         self._ended_sequences = 0
 
-    def update(self, report: LoadReport, now: float) -> None:
-        """Take a report that arrived at `now` (monotonic seconds); an older one than the newest is ignored."""
+    def update(self, report: LoadReport) -> None:
+        """Take a report; an older one than the newest is ignored."""
         if report.step_id < self.report.step_id:
             return
         self.report = report
         self._prefilled_tokens = self._ended_sequences = 0
-        self._let_go(now - _REPORT_LAG_S)
+        if self._unreported:
+            placements, self._unreported = self._unreported, deque(maxlen=_MAX_PLACEMENTS)
+            for placement in placements:
+                self._add(placement)
 
-    def hint(self, report: LoadReport, now: float) -> None:
+    def hint(self, report: LoadReport) -> None:
         """Take a report that came by a slower way than heartbeats do: only one of a later step than the newest says more."""
         if report.step_id > self.report.step_id:
-            self.update(report, now)
+            self.update(report)
 
-    def place(self, uncached_tokens: int, now: float, *, num_sequences: int = 1) -> Placement:
-        """Note a request that was sent there at `now`."""
-        placement = Placement(tokens=uncached_tokens, num_sequences=num_sequences, at=now)
-        self._unreported.append(placement)
+    def place(self, note: PlacementNote, now: float) -> Placement:
+        """Take note of a request that was sent there, even if a report that counts it was faster."""
+        placement = Placement(note, now)
+        self._add(placement)
         return placement
 
     def prefilled(self, placement: Placement) -> None:
@@ -86,16 +115,21 @@ class EngineLoad:
 
     def waiting_tokens(self, now: float) -> int:
         """Prefill tokens ahead of a request that would arrive now."""
-        self._let_go(now - _PLACEMENT_TTL_S)
+        self._forget(now - _PLACEMENT_TTL_S)
         sent = sum(placement.tokens for placement in self._unreported if not placement.is_prefilled)
         return max(0, self.report.waiting_tokens - self._prefilled_tokens) + sent
 
     def num_running(self, now: float) -> int:
-        """Sequences that a request which arrives now would share its steps with."""
-        self._let_go(now - _PLACEMENT_TTL_S)
+        """Sequences that a request which arrives now will share its steps with, also those that wait as yet."""
+        self._forget(now - _PLACEMENT_TTL_S)
         sent = sum(placement.num_sequences for placement in self._unreported if not placement.is_over)
-        return max(0, self.report.num_running - self._ended_sequences) + sent
+        return max(0, self.report.num_running + self.report.num_waiting - self._ended_sequences) + sent
 
-    def _let_go(self, before: float) -> None:
+    def _add(self, placement: Placement) -> None:
+        placement.is_reported = placement.stream_id <= self.report.taken.get(placement.router_id, 0)
+        if not placement.is_reported:
+            self._unreported.append(placement)
+
+    def _forget(self, before: float) -> None:
         while self._unreported and self._unreported[0].at < before:
             self._unreported.popleft().is_reported = True

@@ -34,9 +34,9 @@ class Weights:
         tie: relative cost within which two engines count as equal.
     """
 
-    uncached: float = 2.0
+    uncached: float = 3.0
     pool_s: float = 0.15
-    decode: float = 32.0
+    decode: float = 64.0
     tie: float = 0.1
 
 
@@ -87,7 +87,7 @@ def rank(views: Sequence[EngineView], *, prompt_len: int, key: bytes, weights: W
     Args:
         views: candidates, each with its own id.
         prompt_len: prompt tokens.
-        key: names the prompt's prefix, such as the hash of its first pages.
+        key: names what the prompt may share with others that are on their way.
         weights: how the terms weigh; the defaults if None.
     """
     weights = weights or Weights()

@@ -5,18 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 from octavo.page_hash import chain, salted_root, short_hashes, token_bytes
 
 from octavo_router.fleet import Engine, Fleet
 from octavo_router.kind import EngineKind
-from octavo_router.load import Placement
+from octavo_router.load import Placement, PlacementNote
 from octavo_router.policy import Cost, EngineView, Weights, rank
 
-# Prompts that share these first pages go to the same engine when nobody holds them yet.
-_KEY_PAGES = 4
-PlacementNote = Callable[[str, int, Sequence[int]], None]
+# Prompts that share so many of the first tokens that no engine holds tend to the same engine.
+_KEY_TOKENS = 64
 
 
 class Prompt:
@@ -44,10 +42,9 @@ class Prompt:
             known = self._chains[root, page_size] = short_hashes(full)
         return known
 
-    @cached_property
-    def key(self) -> bytes:
-        """Bytes that equal prefixes share, for the rendezvous hash."""
-        return self.cache_salt + token_bytes(self.token_ids[: _KEY_PAGES * 16])
+    def key(self, num_known: int) -> bytes:
+        """Name the prompt by what follows its first `num_known` tokens: siblings share that, and no one else does."""
+        return self.cache_salt + token_bytes(self.token_ids[num_known : num_known + _KEY_TOKENS])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +75,12 @@ class Routing:
     """
 
     def __init__(
-        self, fleet: Fleet, *, weights: Weights, note: PlacementNote, clock: Callable[[], float] = time.monotonic
+        self,
+        fleet: Fleet,
+        *,
+        weights: Weights,
+        note: Callable[[PlacementNote], None],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.fleet = fleet
         self._weights = weights
@@ -118,15 +120,23 @@ class Routing:
             return Route(prompt_pages=0, ranked=())
         views = self._views(prompt, engines, self._clock())
         prompt_pages = max(prompt.num_pages(engine.info.model.page_size) for engine in engines)
-        ranked = rank(views, prompt_len=len(prompt) + num_committed, key=prompt.key, weights=self._weights)
+        num_known = max(view.matched_pages * view.page_size for view in views)
+        key = prompt.key(num_known)
+        ranked = rank(views, prompt_len=len(prompt) + num_committed, key=key, weights=self._weights)
         return Route(prompt_pages=prompt_pages, ranked=ranked)
 
-    def place(self, engine: Engine, prompt: Prompt, cost: Cost, *, num_sequences: int) -> Placement:
+    def place(self, engine: Engine, prompt: Prompt, cost: Cost, *, stream_id: int, num_sequences: int = 1) -> Placement:
         """Note that a prompt was sent to an engine, for this router and the others."""
-        model = engine.info.model
-        new_pages = prompt.hashes(engine.info.page_hash_root, model.page_size)[cost.matched_pages :]
-        self._note(engine.engine_id, cost.uncached_tokens, new_pages)
-        return self.fleet.place(engine, cost.uncached_tokens, new_pages, num_sequences=num_sequences)
+        note = PlacementNote(
+            engine_id=engine.engine_id,
+            router_id=self.fleet.router_id,
+            stream_id=stream_id,
+            tokens=cost.uncached_tokens,
+            pages=prompt.hashes(engine.info.page_hash_root, engine.info.model.page_size)[cost.matched_pages :],
+            num_sequences=num_sequences,
+        )
+        self._note(note)
+        return self.fleet.place(engine, note)
 
     def _views(self, prompt: Prompt, engines: Iterable[Engine], now: float) -> list[EngineView]:
         by_chain: dict[tuple[bytes, int], dict[str, int]] = {}

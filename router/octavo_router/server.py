@@ -28,6 +28,7 @@ from octavo_router.bus import RedisBus
 from octavo_router.config import RouterConfig
 from octavo_router.fleet import Fleet
 from octavo_router.gate import Gate
+from octavo_router.load import PlacementNote
 from octavo_router.metrics import RouterMetrics
 from octavo_router.policy import Weights
 from octavo_router.routing import Routing
@@ -254,5 +255,5 @@ def _vocab_size(directory: Path, tokenizer: Tokenizer) -> int:
     return size if isinstance(size, int) else tokenizer.vocab_size
 
 
-def _no_note(_engine_id: str, _tokens: int, _pages: object) -> None:
+def _no_note(_note: PlacementNote) -> None:
     """Without Redis there is nobody to tell."""

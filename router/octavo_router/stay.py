@@ -22,7 +22,7 @@ class Stay:
         self.engine = engine
         self.placement: Placement | None = None
         self._attempt = attempt
-        self._stream_id = engine.link.submit(message, attempt)
+        self.stream_id = engine.link.submit(message, attempt)
 
     @property
     def over(self) -> AttemptOver | None:
@@ -36,7 +36,7 @@ class Stay:
 
     def extend_credit(self, max_output_tokens: int) -> None:
         """Let each choice run this far in all."""
-        self.engine.link.credit(self._stream_id, self._attempt, max_output_tokens)
+        self.engine.link.credit(self.stream_id, self._attempt, max_output_tokens)
 
     def note_prefilled(self) -> None:
         """The prompt is computed: it weighs on the engine's queue no longer."""
@@ -46,10 +46,10 @@ class Stay:
     def cancel_choice(self, choice: int) -> None:
         """Give up a choice that ended here: the engine would compute it on while its siblings run."""
         if self._attempt.is_choice_open(choice):
-            self.engine.link.cancel_choice(self._stream_id, self._attempt, choice)
+            self.engine.link.cancel_choice(self.stream_id, self._attempt, choice)
 
     def give_up(self) -> None:
         """Leave: the engine frees what it holds for the request."""
-        self.engine.link.cancel(self._stream_id, self._attempt)
+        self.engine.link.cancel(self.stream_id, self._attempt)
         if self.placement is not None:
             self.engine.load.ended(self.placement)

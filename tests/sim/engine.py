@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import msgspec
-from octavo.page_hash import root_hash, token_bytes
+from octavo.page_hash import root_hash
 from octavo.v1 import engine_pb2
 from octavo_engine.budget import StepBudget
 from octavo_engine.load import LoadBoard
@@ -18,7 +17,7 @@ from octavo_engine.scheduler import Scheduler, SchedulerConfig
 from octavo_engine.sequence import Request, Sampled, Sampling, StepPlan
 from octavo_router.directory import PageChange
 from octavo_router.fleet import load_report
-from octavo_router.load import LoadReport
+from octavo_router.load import LoadReport, Placement
 from sim.clock import VirtualClock
 
 PAGE_SIZE = 16
@@ -55,6 +54,7 @@ class Submission:
         "on_end",
         "on_first_token",
         "output",
+        "placement",
         "prompt",
     )
 
@@ -63,12 +63,14 @@ class Submission:
         prompt: list[int],
         max_tokens: int,
         *,
+        placement: Placement,
         on_first_token: Callable[[], None],
         on_end: Callable[[], None],
         deadline: float | None = None,
     ) -> None:
         self.prompt = prompt
         self.max_tokens = max_tokens
+        self.placement = placement
         self.deadline = deadline
         self.on_first_token = on_first_token
         self.on_end = on_end
@@ -108,6 +110,7 @@ class SimulatedEngine:
         self._tell_pages = tell_pages
         self._pages = ResidentPages(epoch=1)
         self._board = LoadBoard()
+        self._links: dict[str, int] = {}
         self._inbox: list[Submission] = []
         self._live: dict[int, Submission] = {}
         self._is_stepping = False
@@ -142,12 +145,11 @@ class SimulatedEngine:
     def submit(self, submission: Submission) -> None:
         """Take a request; the scheduler gets it when the step in flight is over."""
         self._inbox.append(submission)
-        self._board.sent(partial(self._num_uncached, submission.prompt))
+        sent = submission.placement
+        self._board.took(self._links.setdefault(sent.router_id, len(self._links)), sent.router_id, sent.stream_id)
+        self._board.sent(sent.tokens)
         if not self._is_stepping:
             self._step()
-
-    def _num_uncached(self, prompt: list[int]) -> int:
-        return len(prompt) - self._pages.num_cached_tokens(token_bytes(prompt), ROOT, PAGE_SIZE)
 
     def _step(self) -> None:
         for submission in self._inbox:
@@ -159,6 +161,7 @@ class SimulatedEngine:
                 sampling=Sampling(max_tokens=submission.max_tokens),
                 arrival_ns=self._clock.now_ns,
                 page_hash_root=ROOT,
+                expected_cached=len(submission.prompt) - submission.placement.tokens,
                 deadline_ns=None if submission.deadline is None else round(submission.deadline * 1e9),
             )
             self.scheduler.add(request, self._clock.now_ns)

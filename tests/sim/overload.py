@@ -15,7 +15,7 @@ from octavo_router.admission_queue import AdmissionQueue, Dropped, QueueLimits
 from octavo_router.fair_queue import ServiceClass, Ticket
 from octavo_router.fleet import Fleet
 from octavo_router.gate import Gate
-from octavo_router.load import Placement
+from octavo_router.load import Placement, PlacementNote
 from octavo_router.pace import Spent
 from octavo_router.policy import Weights
 from octavo_router.routing import Prompt
@@ -137,11 +137,11 @@ class Overload:
         self.clock.run(lambda: self.clock.now >= self._seconds)
         return Outcome(answers=tuple(self.answers), warm_at=self._warm_at, seconds=self._seconds)
 
-    def note(self, number: int, engine_id: str, uncached_tokens: int, hashes: Sequence[int]) -> None:
+    def note(self, number: int, note: PlacementNote) -> None:
         """Spread a placement note."""
         for desk in self.desks if self.fleet.keeps_notes else ():
             if desk.router.number != number:
-                self.clock.after(_NOTE_S, partial(desk.router.take_note, engine_id, uncached_tokens, hashes[:64]))
+                self.clock.after(_NOTE_S, partial(desk.router.take_note, note))
 
     def text(self, length: int) -> list[int]:
         """Return a prompt that shares nothing."""
@@ -238,6 +238,7 @@ class _Desk:
         submission = Submission(
             list(prompt.token_ids),
             ask.max_tokens,
+            placement=placement,
             on_first_token=lambda: known.load.prefilled(placement),
             on_end=lambda: self._end(ticket, ask, submission, known, placement, turn_at),
             deadline=ticket.deadline,

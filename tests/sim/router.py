@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -10,7 +10,7 @@ from octavo.v1 import engine_pb2
 from octavo_router.directory import Directory, Outcome, PageChange
 from octavo_router.fleet import Engine, Fleet
 from octavo_router.kind import EngineKind, kind_of
-from octavo_router.load import EngineLoad, LoadReport, Placement
+from octavo_router.load import EngineLoad, LoadReport, Placement, PlacementNote
 from octavo_router.policy import Cost, Weights
 from octavo_router.routing import Prompt, Routing
 from sim.clock import VirtualClock
@@ -38,21 +38,20 @@ class KnownEngine:
 class KnownFleet:
     """The part of `octavo_router.fleet.Fleet` that routing uses, on the virtual clock."""
 
-    def __init__(self, clock: VirtualClock) -> None:
+    def __init__(self, router_id: str, clock: VirtualClock) -> None:
         self.directory = Directory()
         self.engines: dict[str, KnownEngine] = {}
+        self.router_id = router_id
         self._clock = clock
 
     def serving(self) -> list[KnownEngine]:
         """Engines in the order of their ids."""
         return [self.engines[engine_id] for engine_id in sorted(self.engines)]
 
-    def place(
-        self, engine: KnownEngine, uncached_tokens: int, hashes: Iterable[int], *, num_sequences: int = 1
-    ) -> Placement:
+    def place(self, engine: KnownEngine, note: PlacementNote) -> Placement:
         """Count a request that was just sent to an engine."""
-        self.directory.predict(engine.engine_id, hashes, self._clock.now)
-        return engine.load.place(uncached_tokens, self._clock.now, num_sequences=num_sequences)
+        self.directory.predict(engine.engine_id, note.pages, self._clock.now)
+        return engine.load.place(note, self._clock.now)
 
 
 Choose = Callable[["SimulatedRouter", Prompt], Cost]
@@ -76,13 +75,13 @@ class SimulatedRouter:
         *,
         choose: Choose,
         weights: Weights,
-        note: Callable[[str, int, Sequence[int]], None],
+        note: Callable[[PlacementNote], None],
     ) -> None:
         self.number = number
         self.num_routed = 0
         self._clock = clock
         self._choose = choose
-        self._fleet = KnownFleet(clock)
+        self._fleet = KnownFleet(f"router-{number}", clock)
         # Routing asks its fleet for nothing that KnownFleet lacks.
         self._routing = Routing(cast("Fleet", self._fleet), weights=weights, note=note, clock=lambda: clock.now)
 
@@ -118,17 +117,17 @@ class SimulatedRouter:
     def take_load(self, engine_id: str, report: LoadReport) -> None:
         """Take a heartbeat."""
         if engine_id in self._fleet.engines:
-            self._fleet.engines[engine_id].load.update(report, self._clock.now)
+            self._fleet.engines[engine_id].load.update(report)
 
     def know_load(self, engine_id: str, report: LoadReport) -> None:
         """Know an engine's load as of this very moment: nothing needs to be corrected."""
         self._fleet.engines[engine_id].load = EngineLoad()
         self.take_load(engine_id, report)
 
-    def take_note(self, engine_id: str, uncached_tokens: int, hashes: Sequence[int]) -> None:
+    def take_note(self, note: PlacementNote) -> None:
         """Take another router's placement note."""
-        if engine_id in self._fleet.engines:
-            self._fleet.place(self._fleet.engines[engine_id], uncached_tokens, hashes)
+        if note.engine_id in self._fleet.engines:
+            self._fleet.place(self._fleet.engines[note.engine_id], note)
 
     def costs(self, prompt: Prompt) -> Sequence[Cost]:
         """Rank the engines for a prompt, the best first."""
@@ -139,7 +138,7 @@ class SimulatedRouter:
         cost = self._choose(self, prompt)
         self.num_routed += 1
         engine = self._fleet.engines[cost.engine_id]
-        return engine, self._routing.place(cast("Engine", engine), prompt, cost, num_sequences=1)
+        return engine, self._routing.place(cast("Engine", engine), prompt, cost, stream_id=self.num_routed)
 
 
 def by_cost(router: SimulatedRouter, prompt: Prompt) -> Cost:

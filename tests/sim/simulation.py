@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 
 from octavo_engine.front import HEARTBEAT_S
 from octavo_router.bus import _MAX_NOTE_PAGES as MAX_NOTE_PAGES
 from octavo_router.directory import PageChange
-from octavo_router.load import LoadReport, Placement
+from octavo_router.load import LoadReport, Placement, PlacementNote
 from octavo_router.policy import Weights
 from octavo_router.routing import Prompt
 from sim.clock import VirtualClock
@@ -134,24 +134,22 @@ class Simulation:
         snapshot = engine.snapshot
         self._after(self._delays.snapshot_s, lambda: router.take_snapshot(engine.engine_id, snapshot))
 
-    def _note_from(self, number: int) -> Callable[[str, int, Sequence[int]], None]:
-        def note(engine_id: str, uncached_tokens: int, hashes: Sequence[int]) -> None:
+    def _note_from(self, number: int) -> Callable[[PlacementNote], None]:
+        def tell(note: PlacementNote) -> None:
+            note = replace(note, pages=note.pages[:MAX_NOTE_PAGES])
             if self._setup.keeps_notes:
                 for router in self.routers:
                     if router.number != number:
-                        self._after(
-                            self._delays.note_s,
-                            partial(router.take_note, engine_id, uncached_tokens, hashes[:MAX_NOTE_PAGES]),
-                        )
+                        self._after(self._delays.note_s, partial(router.take_note, note))
 
-        return note
+        return tell
 
     def _arrive(self, job: Job) -> None:
         router = self.routers[self._num_arrived % len(self.routers)]
         self._num_arrived += 1
         if self._delays.omniscient:
             for engine in self.engines.values():
-                router.know_load(engine.engine_id, self._true_load(engine))
+                router.know_load(engine.engine_id, self.true_load(engine))
         prompt = Prompt(job.prompt)
         reusable = prompt.hashes(ROOT, PAGE_SIZE)[: (len(prompt) - 1) // PAGE_SIZE]
         ideal = next((depth for depth, page in enumerate(reusable) if page not in self._seen), len(reusable))
@@ -168,13 +166,14 @@ class Simulation:
         else:
             event()
 
-    def _true_load(self, engine: SimulatedEngine) -> LoadReport:
+    def true_load(self, engine: SimulatedEngine) -> LoadReport:
         """Return what no report says: the load with every request counted by what it will compute, on its way or not."""
         live = self._live[engine.engine_id]
         return replace(
             engine.load,
             waiting_tokens=sum(request.tokens_ahead for request in live),
             num_running=len(live),
+            num_waiting=0,
             pages_in_use=engine.pool.num_in_use,
         )
 
@@ -202,7 +201,9 @@ class _Request:
         self._placement = placement
         self._ideal_tokens = ideal_tokens
         self._arrived_at = simulation.clock.now
-        self.submission = Submission(job.prompt, job.max_tokens, on_first_token=self._first_token, on_end=self._end)
+        self.submission = Submission(
+            job.prompt, job.max_tokens, placement=placement, on_first_token=self._first_token, on_end=self._end
+        )
 
     @property
     def tokens_ahead(self) -> int:

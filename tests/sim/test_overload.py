@@ -24,8 +24,8 @@ def stream(**asks):
 
 @cache
 def peak() -> float:
-    """Return the best goodput at rates about the capacity."""
-    return max(run(Fleetwide(), stream(per_s=rate)).goodput for rate in (0.9 * CAPACITY, 1.1 * CAPACITY))
+    """Return the best goodput of one router at rates about the capacity."""
+    return max(run(Fleetwide(), stream(per_s=rate * CAPACITY)).goodput for rate in (0.9, 1.1, 1.5, 2.0))
 
 
 @cache
@@ -36,8 +36,9 @@ def flooded(num_routers: int) -> tuple[Overload, Outcome]:
     return simulation, simulation.run()
 
 
-def test_goodput_at_ten_times_the_load_is_near_the_peak():
-    _, outcome = flooded(1)
+@pytest.mark.parametrize("num_routers", [1, 2, 4, 8])
+def test_goodput_at_ten_times_the_load_is_near_the_peak(num_routers):
+    _, outcome = flooded(num_routers)
     assert outcome.goodput >= 0.9 * peak()
     assert outcome.reasons.total() > 8 * CAPACITY * SECONDS, "the others were refused, not left to wait"
 
@@ -50,9 +51,8 @@ def test_without_the_gate_much_of_the_work_is_for_nothing():
     assert num_late > len(outcome.answers) / 3
 
 
-def test_routers_that_share_engines_keep_goodput_and_share_the_room():
-    simulation, outcome = flooded(4)
-    assert outcome.goodput >= 0.8 * peak()
+def test_routers_that_share_engines_share_the_room():
+    simulation, _ = flooded(4)
     num_running = [desk.queue.num_running for desk in simulation.desks]
     assert min(num_running) > 0.25 * max(num_running)
 

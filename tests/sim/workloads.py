@@ -38,18 +38,24 @@ class Workload:
     num_jobs: int
 
 
-def suite(num_jobs: int) -> dict[str, Workload]:
-    """Return the workloads that routing is judged by, each with about so many jobs, at rates that keep 8 engines busy."""
+def suite(num_jobs: int, draw: int = 0) -> dict[str, Workload]:
+    """Return the workloads that routing is judged by, each with about so many jobs, at rates that keep 8 engines busy.
+
+    Args:
+        num_jobs: requests of each.
+        draw: others of the same kind for each number.
+    """
+    first = 100 * draw
     return {
         workload.name: workload
         for workload in (
-            shared_prefix(num_jobs=num_jobs, per_s=80),
-            prefix_repetition(num_prefixes=num_jobs // 3, per_s=55),
-            multi_turn(num_sessions=num_jobs // 4, per_s=50),
-            conversations(num_jobs=num_jobs, speed=18),
-            sibling_bursts(num_waves=max(1, num_jobs // 64), wave_s=0.6),
-            hot_prefix(num_jobs=num_jobs, per_s=90),
-            no_sharing(num_jobs=num_jobs, per_s=60),
+            shared_prefix(seed=first + 1, num_jobs=num_jobs, per_s=80),
+            prefix_repetition(seed=first + 2, num_prefixes=num_jobs // 3, per_s=55),
+            multi_turn(seed=first + 3, num_sessions=num_jobs // 4, per_s=50),
+            conversations(seed=first + 4, num_jobs=num_jobs, speed=18),
+            sibling_bursts(seed=first + 5, num_waves=max(1, num_jobs // 64), wave_s=0.6),
+            hot_prefix(seed=first + 6, num_jobs=num_jobs, per_s=90),
+            no_sharing(seed=first + 7, num_jobs=num_jobs, per_s=60),
         )
     }
 

@@ -89,7 +89,7 @@ def _prompt(randomness: random.Random, length: int, held: Sequence[Sequence[int]
 def _placing_ms(routing: Routing, engine: Engine, prompt: Prompt) -> float:
     cost = routing.route(prompt, room=128).ranked[0]
     placements = []
-    taken = _ms(lambda: placements.append(routing.place(engine, prompt, cost, num_sequences=1)))
+    taken = _ms(lambda: placements.append(routing.place(engine, prompt, cost, stream_id=1)))
     engine.load.ended(placements[0])
     return taken
 

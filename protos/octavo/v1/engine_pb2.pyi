@@ -245,6 +245,7 @@ class Submit(google.protobuf.message.Message):
     COMMITTED_FIELD_NUMBER: builtins.int
     ATTEMPT_FIELD_NUMBER: builtins.int
     CACHE_SALT_FIELD_NUMBER: builtins.int
+    EXPECTED_CACHED_TOKENS_FIELD_NUMBER: builtins.int
     stream_id: builtins.int
     """Chosen by the router; never used twice on one link."""
     request_id: builtins.str
@@ -259,6 +260,10 @@ class Submit(google.protobuf.message.Message):
     """Number of this attempt, from 0."""
     cache_salt: builtins.bytes
     """Salt of the tenant's prefix cache; empty shares pages with all that send none."""
+    expected_cached_tokens: builtins.int
+    """Leading prompt tokens that the router expects to be cached when the request runs: in pages that the engine holds, or
+    that requests sent there before will leave. Until it runs, its load counts by this.
+    """
     @property
     def prompt_token_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
         """Prompt."""
@@ -287,9 +292,10 @@ class Submit(google.protobuf.message.Message):
         committed: collections.abc.Iterable[Global___CommittedOutput] | None = ...,
         attempt: builtins.int = ...,
         cache_salt: builtins.bytes = ...,
+        expected_cached_tokens: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["sampling", b"sampling"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["attempt", b"attempt", "cache_salt", b"cache_salt", "committed", b"committed", "priority", b"priority", "prompt_token_ids", b"prompt_token_ids", "request_id", b"request_id", "sampling", b"sampling", "stream_id", b"stream_id", "timeout_ms", b"timeout_ms", "traceparent", b"traceparent"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["attempt", b"attempt", "cache_salt", b"cache_salt", "committed", b"committed", "expected_cached_tokens", b"expected_cached_tokens", "priority", b"priority", "prompt_token_ids", b"prompt_token_ids", "request_id", b"request_id", "sampling", b"sampling", "stream_id", b"stream_id", "timeout_ms", b"timeout_ms", "traceparent", b"traceparent"]) -> None: ...
 
 Global___Submit: typing_extensions.TypeAlias = Submit
 
@@ -605,6 +611,7 @@ class Load(google.protobuf.message.Message):
     DRAINING_FIELD_NUMBER: builtins.int
     WARMING_FIELD_NUMBER: builtins.int
     STALLED_FIELD_NUMBER: builtins.int
+    TAKEN_FIELD_NUMBER: builtins.int
     num_waiting: builtins.int
     """Requests waiting for admission."""
     waiting_tokens: builtins.int
@@ -631,6 +638,10 @@ class Load(google.protobuf.message.Message):
     """The core owes results, but neither reports nor computes: what runs there should go on elsewhere. False again if it
     wakes up.
     """
+    @property
+    def taken(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Taken]:
+        """Which requests this counts, waiting, running or over: of each router that has a link, all up to a stream id."""
+
     def __init__(
         self,
         *,
@@ -646,10 +657,33 @@ class Load(google.protobuf.message.Message):
         draining: builtins.bool = ...,
         warming: builtins.bool = ...,
         stalled: builtins.bool = ...,
+        taken: collections.abc.Iterable[Global___Taken] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["decode_s_per_sequence", b"decode_s_per_sequence", "draining", b"draining", "num_running", b"num_running", "num_waiting", b"num_waiting", "pages_cached", b"pages_cached", "pages_free", b"pages_free", "pages_in_use", b"pages_in_use", "prefill_tokens_per_s", b"prefill_tokens_per_s", "stalled", b"stalled", "step_id", b"step_id", "waiting_tokens", b"waiting_tokens", "warming", b"warming"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["decode_s_per_sequence", b"decode_s_per_sequence", "draining", b"draining", "num_running", b"num_running", "num_waiting", b"num_waiting", "pages_cached", b"pages_cached", "pages_free", b"pages_free", "pages_in_use", b"pages_in_use", "prefill_tokens_per_s", b"prefill_tokens_per_s", "stalled", b"stalled", "step_id", b"step_id", "taken", b"taken", "waiting_tokens", b"waiting_tokens", "warming", b"warming"]) -> None: ...
 
 Global___Load: typing_extensions.TypeAlias = Load
+
+@typing.final
+class Taken(google.protobuf.message.Message):
+    """The newest request of one router."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ROUTER_ID_FIELD_NUMBER: builtins.int
+    STREAM_ID_FIELD_NUMBER: builtins.int
+    router_id: builtins.str
+    """The router process, as in its hello."""
+    stream_id: builtins.int
+    """Stream id of the last submit that the engine had from it."""
+    def __init__(
+        self,
+        *,
+        router_id: builtins.str = ...,
+        stream_id: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["router_id", b"router_id", "stream_id", b"stream_id"]) -> None: ...
+
+Global___Taken: typing_extensions.TypeAlias = Taken
 
 @typing.final
 class Heartbeat(google.protobuf.message.Message):

@@ -178,6 +178,7 @@ async def test_load_counts_a_request_that_the_core_has_not_seen(gated_stub: Stub
 
     assert beat.load.num_waiting == 1
     assert beat.load.waiting_tokens >= 70
+    assert [each.stream_id for each in beat.load.taken] == [2], "and says so"
 
 
 async def test_page_events_on_a_link_lead_from_one_snapshot_to_the_next(stub: Stub) -> None:

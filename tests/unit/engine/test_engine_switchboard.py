@@ -3,13 +3,10 @@ from __future__ import annotations
 import msgspec
 import pytest
 from octavo.errors import InvalidRequest, Overloaded, Unavailable
-from octavo.page_hash import chain, short_hash
 from octavo.v1 import engine_pb2, types_pb2
 from octavo_engine import messages
 from octavo_engine.clock import Clock
 from octavo_engine.live_request import LiveRequest
-from octavo_engine.load import LoadBoard
-from octavo_engine.page_events import ResidentPages
 from octavo_engine.sequence import FinishReason
 from octavo_engine.switchboard import Switchboard
 from octavo_engine.validation import Validator
@@ -269,35 +266,15 @@ async def test_load_counts_what_is_still_on_its_way_to_the_core() -> None:
     assert (after.num_waiting, after.waiting_tokens, after.num_running) == (1, 50, 1)
 
 
-async def test_load_counts_a_request_on_its_way_by_what_the_cache_lacks() -> None:
-    prompt = [*range(10, 20)]  # two pages of 4, and two tokens
-    validator = Validator(FACTS)
-    pages = ResidentPages(epoch=1)
-    pages.apply([short_hash(page) for page in chain(validator.page_hash_root, prompt, 4)], [])
-    board = Switchboard(clock=CLOCK, max_waiting=10, max_waiting_tokens=100, pages=pages)
-    board.open(RecordingCore(), validator)
-    reader = RecordingReader()
-    with board.plugged(reader):
-        for stream_id, token_ids, salt in ((1, prompt, b""), (2, prompt[:8], b""), (3, prompt, b"tenant")):
-            submit = a_submit(stream_id)
-            submit.prompt_token_ids[:] = token_ids
-            submit.cache_salt = salt
-            board.submit(reader, submit)
+async def test_load_counts_a_request_on_its_way_by_what_its_router_expects_to_be_computed() -> None:
+    b = Board()
+    for stream_id, expected in ((1, 24), (2, 0), (3, 99)):
+        submit = a_submit(stream_id, num_prompt=30)
+        submit.expected_cached_tokens = expected
+        b.board.submit(b.first, submit)
 
-        # All of the first but its tail; the last token of the second is computed, and so its page; nothing of the third.
-        assert board.load.message().waiting_tokens == 2 + 4 + 10
-
-
-async def test_tokens_are_counted_only_where_somebody_asks_before_the_core_took_the_request() -> None:
-    counted: list[int] = []
-    board = LoadBoard()
-    for number in (1, 2, 3):
-        board.sent(lambda number=number: counted.append(number) or 5)  # type: ignore[misc]
-    board.update(1, msgspec.structs.replace(NO_LOAD, num_taken=2))
-    loads = [board.message(), board.message()]
-
-    assert counted == [3]
-    assert [(load.num_waiting, load.waiting_tokens) for load in loads] == [(1, 5), (1, 5)]
+    assert b.board.load.message().waiting_tokens == 6 + 30 + 1
+    assert [command.expected_cached for command in b.core.commands] == [24, 0, 99]
 
 
 async def test_only_open_choices_of_a_request_are_cancelled() -> None:

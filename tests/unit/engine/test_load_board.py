@@ -15,3 +15,13 @@ def test_load_says_whether_the_core_hangs() -> None:
     assert not board.message().stalled
     board.stalled = True
     assert board.message().stalled
+
+
+def test_load_says_which_requests_of_whom_it_counts_as_long_as_their_link_lasts() -> None:
+    board = LoadBoard()
+    board.took(1, "router-a", 3)
+    board.took(2, "router-b", 9)
+    board.took(1, "router-a", 4)
+    assert {each.router_id: each.stream_id for each in board.message().taken} == {"router-a": 4, "router-b": 9}
+    board.unlinked(1)
+    assert [each.router_id for each in board.message().taken] == ["router-b"]

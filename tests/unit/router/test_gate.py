@@ -8,7 +8,7 @@ from octavo.v1 import engine_pb2
 from octavo_router.directory import Directory
 from octavo_router.fair_queue import ServiceClass, Ticket
 from octavo_router.gate import Gate, room_of
-from octavo_router.load import EngineLoad, LoadReport
+from octavo_router.load import EngineLoad, LoadReport, PlacementNote
 from octavo_router.routing import Prompt
 
 PAGE_SIZE = 4
@@ -24,7 +24,7 @@ class Engine:
         self.info = engine_pb2.EngineInfo(engine_id=engine_id, num_pages=100, max_sequences=8, page_hash_root=ROOT)
         self.info.model.page_size = PAGE_SIZE
         self.load = EngineLoad()
-        self.load.update(LoadReport(**{"num_running": 1, "prefill_tokens_per_s": 1000.0} | report), NOW)
+        self.load.update(LoadReport(**{"num_running": 1, "prefill_tokens_per_s": 1000.0} | report))
         self.is_serving = True
 
 
@@ -50,7 +50,7 @@ def ticket(tokens=8):
 
 def test_room_counts_what_was_sent_since_the_report():
     engine = Engine(num_waiting=2, waiting_tokens=50, pages_in_use=10)
-    engine.load.place(30, NOW)
+    engine.load.place(PlacementNote(engine_id="e1", router_id="r", stream_id=1, tokens=30), NOW)
     room = room_of(engine, NOW)
     assert (room.waiting_tokens, room.num_requests, room.pages_in_use) == (80, 4, 10 + 8)
 
@@ -65,7 +65,7 @@ def test_gate_closes_with_what_passes_it():
     engine = Engine()
     gate, num_passed = gate_of(engine), 0
     while gate.is_open(ticket(), num_running=num_passed + 1):
-        engine.load.place(30, NOW)
+        engine.load.place(PlacementNote(engine_id="e1", router_id="r", stream_id=1, tokens=30), NOW)
         num_passed += 1
     assert num_passed == 4, "100 tokens at most wait before the last one"
 

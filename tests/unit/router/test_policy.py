@@ -12,6 +12,7 @@ from octavo_router.policy import (
     Weights,
     rank,
 )
+from octavo_router.routing import Prompt
 
 IDLE = EngineView(
     engine_id="a",
@@ -45,10 +46,18 @@ def test_prefix_wins_between_idle_engines():
     assert ids(rank([IDLE, replace(IDLE, engine_id="b", matched_pages=4)], prompt_len=100, key=b"")) == ["b", "a"]
 
 
-def test_queue_longer_than_twice_what_the_prefix_saves_loses():
-    cached = replace(IDLE, engine_id="b", matched_pages=4, waiting_tokens=129)
+def test_key_names_what_siblings_share_and_sessions_of_one_system_prompt_do_not():
+    system, parent = [1] * 64, [2] * 64
+    one, other = (Prompt([*system, *parent, tail]) for tail in (3, 4))
+    stranger = Prompt([*system, *([5] * 64)])
+    assert one.key(64) == other.key(64) != stranger.key(64)
+    assert one.key(0) == stranger.key(0), "while nobody holds the system prompt it is what counts"
+
+
+def test_queue_longer_than_three_times_what_the_prefix_saves_loses():
+    cached = replace(IDLE, engine_id="b", matched_pages=4, waiting_tokens=193)
     assert ids(rank([IDLE, cached], prompt_len=100, key=b"")) == ["b", "a"], "within the tie more match wins"
-    assert ids(rank([IDLE, replace(cached, waiting_tokens=160)], prompt_len=100, key=b"")) == ["a", "b"]
+    assert ids(rank([IDLE, replace(cached, waiting_tokens=230)], prompt_len=100, key=b"")) == ["a", "b"]
 
 
 def test_full_pool_loses_against_an_empty_one():

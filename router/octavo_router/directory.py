@@ -45,6 +45,7 @@ class _Replica:
     bit: int
     epoch: int
     resident: set[int] = field(default_factory=set)
+    predicted_until: dict[int, float] = field(default_factory=dict)
     digest: int = 0
     sequence: int | None = None  # None: a snapshot is needed
     waiting: deque[PageChange] = field(default_factory=lambda: deque(maxlen=MAX_WAITING_CHANGES))
@@ -58,8 +59,8 @@ class Directory:
         self._by_bit: dict[int, _Replica] = {}
         self._resident: dict[int, int] = {}
         self._predicted: dict[int, int] = {}
-        self._predicted_until: dict[tuple[int, int], float] = {}
-        self._predictions: deque[tuple[float, int, int]] = deque()
+        self._predictions: deque[tuple[float, _Replica, Sequence[int]]] = deque()  # by the time at which they are over
+        self._num_predictions = 0  # pages in them
 
     def join(self, engine_id: str, epoch: int) -> None:
         """Know an engine process; it holds nothing until its snapshot is here."""
@@ -75,8 +76,8 @@ class Directory:
         if replica is None:
             return
         self._clear(replica)
-        for page, bit in [key for key in self._predicted_until if key[1] == replica.bit]:
-            self._drop_prediction(page, bit)
+        for page in list(replica.predicted_until):
+            self._drop_prediction(replica, page)
         del self._by_bit[replica.bit]
 
     def apply(self, engine_id: str, change: PageChange) -> Outcome:
@@ -116,33 +117,41 @@ class Directory:
         outcomes = {self.apply(engine_id, change) for change in waiting}
         return Outcome.GAP if Outcome.GAP in outcomes else Outcome.APPLIED
 
-    def predict(self, engine_id: str, hashes: Iterable[int], now: float) -> None:
+    def predict(self, engine_id: str, hashes: Sequence[int], now: float) -> None:
         """Count pages as held by an engine until PREDICTION_TTL_S from now; `now` never runs backwards."""
         replica = self._replicas.get(engine_id)
         if replica is None:
             return
         self._expire(now)
+        pages = hashes[: MAX_PREDICTIONS - self._num_predictions]
+        if not pages:
+            return
         until = now + PREDICTION_TTL_S
-        for page in hashes:
-            if len(self._predictions) >= MAX_PREDICTIONS:
-                return
-            self._predicted[page] = self._predicted.get(page, 0) | replica.bit
-            self._predicted_until[page, replica.bit] = until
-            self._predictions.append((until, page, replica.bit))
+        self._predictions.append((until, replica, pages))
+        self._num_predictions += len(pages)
+        replica.predicted_until.update(dict.fromkeys(pages, until))
+        predicted, bit = self._predicted, replica.bit
+        for page in pages:
+            predicted[page] = predicted.get(page, 0) | bit
 
-    def match(self, hashes: Sequence[int], now: float) -> dict[str, int]:
-        """Return for each engine the number of leading `hashes` that it holds."""
+    def match(self, hashes: Iterable[int], now: float) -> dict[str, int]:
+        """Return for each engine the number of leading `hashes` that it holds. Reads no further than the longest match."""
         self._expire(now)
+        resident, predicted = self._resident, self._predicted
         matched: dict[str, int] = dict.fromkeys(self._replicas, 0)
         alive = reduce(int.__or__, self._by_bit, 0)
-        for depth, page in enumerate(hashes):
-            held = (self._resident.get(page, 0) | self._predicted.get(page, 0)) & alive
-            if held != alive:
+        if not alive:
+            return matched
+        depth = 0
+        for page in hashes:
+            held = resident.get(page, 0) & alive
+            if held != alive and (held := held | predicted.get(page, 0) & alive) != alive:
                 self._note(matched, alive & ~held, depth)
                 alive = held
                 if not alive:
                     return matched
-        self._note(matched, alive, len(hashes))
+            depth += 1
+        self._note(matched, alive, depth)
         return matched
 
     def num_resident(self, engine_id: str) -> int:
@@ -161,10 +170,13 @@ class Directory:
             held = {page for page, mask in self._resident.items() if mask & replica.bit}
             assert held == replica.resident  # noqa: S101  this is what check() is for
             assert replica.digest == reduce(xor, replica.resident, 0)  # noqa: S101
+            predicted = {page for page, mask in self._predicted.items() if mask & replica.bit}
+            assert predicted == set(replica.predicted_until)  # noqa: S101
         known = reduce(int.__or__, self._by_bit, 0)
         for mask in (*self._resident.values(), *self._predicted.values()):
             assert mask  # noqa: S101
             assert mask & ~known == 0  # noqa: S101
+        assert self._num_predictions == sum(len(pages) for _, _, pages in self._predictions)  # noqa: S101
 
     def _note(self, matched: dict[str, int], mask: int, depth: int) -> None:
         while mask:
@@ -180,7 +192,7 @@ class Directory:
                 replica.digest ^= page
                 _unset(self._resident, page, replica.bit)
             # Evicted for sure, whatever was predicted.
-            self._drop_prediction(page, replica.bit)
+            self._drop_prediction(replica, page)
         replica.sequence = change.sequence
         return replica.digest == change.digest and len(replica.resident) == change.num_resident
 
@@ -199,18 +211,18 @@ class Directory:
 
     def _expire(self, now: float) -> None:
         while self._predictions and self._predictions[0][0] <= now:
-            until, page, bit = self._predictions.popleft()
-            if self._predicted_until.get((page, bit)) == until:  # else it was renewed or dropped
-                self._drop_prediction(page, bit)
+            until, replica, pages = self._predictions.popleft()
+            self._num_predictions -= len(pages)
+            for page in pages:
+                if replica.predicted_until.get(page) == until:  # else it was renewed or dropped
+                    self._drop_prediction(replica, page)
 
-    def _drop_prediction(self, page: int, bit: int) -> None:
-        if self._predicted_until.pop((page, bit), None) is not None:
-            _unset(self._predicted, page, bit)
+    def _drop_prediction(self, replica: _Replica, page: int) -> None:
+        if replica.predicted_until.pop(page, None) is not None:
+            _unset(self._predicted, page, replica.bit)
 
 
 def _unset(masks: dict[int, int], page: int, bit: int) -> None:
-    mask = masks.get(page, 0) & ~bit
+    mask = masks.pop(page, 0) & ~bit
     if mask:
         masks[page] = mask
-    else:
-        masks.pop(page, None)

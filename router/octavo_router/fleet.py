@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import structlog
@@ -31,23 +31,15 @@ class StaticEngine:
 
 
 class Engine:
-    """One engine process that said welcome."""
+    """One engine process that said welcome: its stable name, and `epoch`, the start of the process."""
 
     def __init__(self, link: EngineLink, info: engine_pb2.EngineInfo) -> None:
         self.link = link
         self.info = info
+        self.engine_id = info.engine_id
+        self.epoch = info.epoch
         self.kind = kind_of(info)
         self.load = EngineLoad()
-
-    @property
-    def engine_id(self) -> str:
-        """Stable name."""
-        return self.info.engine_id
-
-    @property
-    def epoch(self) -> int:
-        """Start of the process."""
-        return self.info.epoch
 
     @property
     def is_serving(self) -> bool:
@@ -73,6 +65,7 @@ class Fleet:
         self._leased: dict[str, str] = {}  # engine id -> address
         self._links: dict[str, tuple[EngineLink, asyncio.Task[None]]] = {}  # by address
         self._engines: dict[str, Engine] = {}
+        self._serving: list[Engine] | None = None  # None: to be found out again
         self._refusals: dict[str, str] = {}  # by address, why its engine is not used
         self._router_id = router_id
         self._tokenizer_revision = tokenizer_revision
@@ -109,9 +102,11 @@ class Fleet:
         """Return an engine with a live link."""
         return self._engines.get(engine_id)
 
-    def serving(self) -> list[Engine]:
-        """Engines that take new requests, in the order of their ids."""
-        return [engine for engine in self.engines if engine.is_serving]
+    def serving(self) -> Sequence[Engine]:
+        """Engines that take new requests, in the order of their ids. Asked several times for each request, so kept."""
+        if self._serving is None:
+            self._serving = [engine for engine in self.engines if engine.is_serving]
+        return self._serving
 
     @property
     def changed(self) -> asyncio.Event:
@@ -148,14 +143,14 @@ class Fleet:
         if engine is not None:
             self._apply(engine, events)
 
-    def hint_placement(self, engine_id: str, uncached_tokens: int, hashes: Iterable[int]) -> None:
+    def hint_placement(self, engine_id: str, uncached_tokens: int, hashes: Sequence[int]) -> None:
         """Another router sent a request there."""
         engine = self._engines.get(engine_id)
         if engine is not None:
             self.place(engine, uncached_tokens, hashes)
 
     def place(
-        self, engine: Engine, uncached_tokens: int, hashes: Iterable[int], *, num_sequences: int = 1
+        self, engine: Engine, uncached_tokens: int, hashes: Sequence[int], *, num_sequences: int = 1
     ) -> Placement:
         """Count a request that was just sent to an engine."""
         now = time.monotonic()
@@ -182,6 +177,7 @@ class Fleet:
         engine = Engine(link, info)
         engine.load.update(load_report(load), time.monotonic())
         self._engines[info.engine_id] = engine
+        self._serving = None
         self.directory.join(info.engine_id, info.epoch)
         link.ask_snapshot()
         _log.info("engine_joined", engine_id=info.engine_id, address=link.address, epoch=info.epoch)
@@ -287,6 +283,7 @@ class Fleet:
                 task.cancel()
 
     def _notify(self) -> None:
+        self._serving = None
         self._changed.set()
         self._changed = asyncio.Event()
 

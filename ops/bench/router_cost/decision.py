@@ -38,7 +38,8 @@ def decision_ms(prompt_len: int) -> dict[str, float]:
     """Return the median time of a decision and of its parts, milliseconds.
 
     New prompts share nothing; warm ones three quarters of their length with prompts that engines hold. The parts are those
-    of warm prompts; `place` counts a prompt at its engine and tells the other routers. Nothing is hashed before.
+    of warm prompts: `hash` hashes all pages, a decision only those that it looks up; `place` hashes the rest, counts a
+    prompt at its engine and tells the other routers. Nothing is hashed before.
     """
     randomness = random.Random(prompt_len)  # noqa: S311  # made-up prompts
     fleet, routing, held = _fleet(randomness, prompt_len)

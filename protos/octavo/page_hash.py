@@ -12,6 +12,7 @@ import hashlib
 import sys
 from array import array
 from collections.abc import Iterator, Sequence
+from typing import overload
 
 HASH_BYTES = 16
 SHORT_HASH_BYTES = 8
@@ -98,10 +99,14 @@ class ShortChain:
             yield from known
             start += len(known)
 
-    def after(self, num_pages: int) -> list[int]:
-        """Return the hashes of all pages but the first `num_pages`."""
+    def after(self, num_pages: int) -> Sequence[int]:
+        """Return the hashes of all pages but the first `num_pages`; they too are made when they are read."""
+        return _Rest(self, num_pages)
+
+    def whole(self) -> list[int]:
+        """Hash what is not hashed yet, and return all of it."""
         self._extend(self._num_pages - len(self._known))
-        return self._known[num_pages:]
+        return self._known
 
     def _extend(self, num_pages: int) -> None:
         start = len(self._known) * self._page_size
@@ -109,6 +114,27 @@ class ShortChain:
         if hashes:
             self._last = hashes[-1]
             self._known += short_hashes(hashes)
+
+
+class _Rest(Sequence[int]):
+    def __init__(self, chain: ShortChain, first: int) -> None:
+        self._chain = chain
+        self._first = first
+
+    def __len__(self) -> int:
+        return max(0, len(self._chain) - self._first)
+
+    @overload
+    def __getitem__(self, index: int) -> int: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[int]: ...
+
+    def __getitem__(self, index: int | slice) -> int | list[int]:
+        return self._chain.whole()[self._first :][index]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self[:])
 
 
 def short_hash(full: bytes) -> int:

@@ -62,7 +62,7 @@ class RedisBus:
         self._seen_at: dict[str, float] = {}  # engine id -> when it last held a lease
         self._positions: _Positions = {}  # stream key -> id of the last entry read
         self._page_streams: dict[str, str] = {}  # stream key -> engine id
-        self._notes: deque[tuple[str, int, bytes]] = deque(maxlen=_MAX_NOTES)
+        self._notes: deque[tuple[str, int, Sequence[int]]] = deque(maxlen=_MAX_NOTES)
         self._noted = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -83,8 +83,7 @@ class RedisBus:
     def note(self, engine_id: str, uncached_tokens: int, new_pages: Sequence[int]) -> None:
         """Tell the other routers what was sent where. Never waits; the oldest notes are dropped while Redis is away."""
         if self.is_up:
-            pages = array("Q", new_pages[:_MAX_NOTE_PAGES]).tobytes()
-            self._notes.append((engine_id, uncached_tokens, pages))
+            self._notes.append((engine_id, uncached_tokens, new_pages))  # their hashes may be still to be made
             self._noted.set()
 
     async def _keep(self, name: str, work: Callable[[], Awaitable[None]]) -> None:
@@ -242,7 +241,7 @@ class RedisBus:
                         Entry.ROUTER_ID: self._router_id,
                         Entry.ENGINE_ID: engine_id,
                         Entry.TOKENS: tokens,
-                        Entry.HASHES: pages,
+                        Entry.HASHES: array("Q", pages[:_MAX_NOTE_PAGES]).tobytes(),
                     },
                     maxlen=redis_keys.PLACEMENTS_MAXLEN,
                     approximate=True,

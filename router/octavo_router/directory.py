@@ -59,6 +59,7 @@ class Directory:
         self._by_bit: dict[int, _Replica] = {}
         self._resident: dict[int, int] = {}
         self._predicted: dict[int, int] = {}
+        self._unread: deque[tuple[float, _Replica, Sequence[int]]] = deque()  # predictions, by the time they were made
         self._predictions: deque[tuple[float, _Replica, Sequence[int]]] = deque()  # by the time at which they are over
         self._num_predictions = 0  # pages in them
 
@@ -72,6 +73,7 @@ class Directory:
 
     def leave(self, engine_id: str) -> None:
         """Forget an engine and its pages."""
+        self.settle()
         replica = self._replicas.pop(engine_id, None)
         if replica is None:
             return
@@ -118,25 +120,24 @@ class Directory:
         return Outcome.GAP if Outcome.GAP in outcomes else Outcome.APPLIED
 
     def predict(self, engine_id: str, hashes: Sequence[int], now: float) -> None:
-        """Count pages as held by an engine until PREDICTION_TTL_S from now; `now` never runs backwards."""
+        """Count pages as held by an engine until PREDICTION_TTL_S from now; `now` never runs backwards.
+
+        The hashes are not read before somebody looks, or `settle` is called: making them may take a while.
+        """
         replica = self._replicas.get(engine_id)
-        if replica is None:
-            return
-        self._expire(now)
-        pages = hashes[: MAX_PREDICTIONS - self._num_predictions]
-        if not pages:
-            return
-        until = now + PREDICTION_TTL_S
-        self._predictions.append((until, replica, pages))
-        self._num_predictions += len(pages)
-        replica.predicted_until.update(dict.fromkeys(pages, until))
-        predicted, bit = self._predicted, replica.bit
-        for page in pages:
-            predicted[page] = predicted.get(page, 0) | bit
+        if replica is not None:
+            self._unread.append((now, replica, hashes))
+
+    def settle(self) -> None:
+        """Read the hashes of the pages that were predicted, and clear away the predictions that are over."""
+        while self._unread:
+            now, replica, hashes = self._unread.popleft()
+            self._expire(now)
+            self._predict(replica, hashes[: MAX_PREDICTIONS - self._num_predictions], now + PREDICTION_TTL_S)
 
     def match(self, hashes: Iterable[int], now: float) -> dict[str, int]:
         """Return for each engine the number of leading `hashes` that it holds. Reads no further than the longest match."""
-        self._expire(now)
+        self.settle()
         resident, predicted = self._resident, self._predicted
         matched: dict[str, int] = dict.fromkeys(self._replicas, 0)
         alive = reduce(int.__or__, self._by_bit, 0)
@@ -145,11 +146,14 @@ class Directory:
         depth = 0
         for page in hashes:
             held = resident.get(page, 0) & alive
-            if held != alive and (held := held | predicted.get(page, 0) & alive) != alive:
-                self._note(matched, alive & ~held, depth)
-                alive = held
-                if not alive:
-                    return matched
+            if held != alive:
+                if page in predicted:
+                    held |= self._still_predicted(page, alive & ~held, now)
+                if held != alive:
+                    self._note(matched, alive & ~held, depth)
+                    alive = held
+                    if not alive:
+                        return matched
             depth += 1
         self._note(matched, alive, depth)
         return matched
@@ -166,6 +170,7 @@ class Directory:
 
     def check(self) -> None:
         """Assert that masks, sets and digests agree. For tests."""
+        self.settle()
         for replica in self._replicas.values():
             held = {page for page, mask in self._resident.items() if mask & replica.bit}
             assert held == replica.resident  # noqa: S101  this is what check() is for
@@ -186,6 +191,7 @@ class Directory:
 
     def _apply(self, replica: _Replica, change: PageChange) -> bool:
         self._store(replica, change.stored)
+        self.settle()  # what was predicted before
         for page in change.evicted:
             if page in replica.resident:
                 replica.resident.remove(page)
@@ -208,6 +214,24 @@ class Directory:
             _unset(self._resident, page, replica.bit)
         replica.resident.clear()
         replica.digest = 0
+
+    def _still_predicted(self, page: int, asked: int, now: float) -> int:
+        """Return which of the engines asked for are predicted to hold a page. What is over may not be cleared away yet."""
+        still, mask = 0, self._predicted[page] & asked
+        while mask:
+            bit = mask & -mask
+            if self._by_bit[bit].predicted_until[page] > now:
+                still |= bit
+            mask ^= bit
+        return still
+
+    def _predict(self, replica: _Replica, pages: Sequence[int], until: float) -> None:
+        self._predictions.append((until, replica, pages))
+        self._num_predictions += len(pages)
+        replica.predicted_until.update(dict.fromkeys(pages, until))
+        predicted, bit = self._predicted, replica.bit
+        for page in pages:
+            predicted[page] = predicted.get(page, 0) | bit
 
     def _expire(self, now: float) -> None:
         while self._predictions and self._predictions[0][0] <= now:

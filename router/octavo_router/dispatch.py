@@ -119,7 +119,8 @@ class Dispatch:
         resumed = self._work.resumed
         if resumed is None:
             first = self._submit()
-            await asyncio.sleep(0)  # the link sends it first: the engine works while the client hears where it went
+            await asyncio.sleep(0)  # the link sends it first: the engine works while the rest is done
+            self._routing.settle()
             return first
         await self._restore(resumed)
         self._wake.set()  # what the tokens mean beyond the text that the client has, and ends that it was not told

@@ -148,6 +148,7 @@ class Fleet:
         engine = self._engines.get(engine_id)
         if engine is not None:
             self.place(engine, uncached_tokens, hashes)
+            self.directory.settle()  # notes come also where nobody looks
 
     def place(
         self, engine: Engine, uncached_tokens: int, hashes: Sequence[int], *, num_sequences: int = 1

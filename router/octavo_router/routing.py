@@ -35,12 +35,12 @@ class Prompt:
         """Full pages."""
         return len(self.token_ids) // page_size
 
-    def hashes(self, root: bytes, page_size: int, *, first: int = 0) -> list[int]:
-        """Return the short hashes of the full pages but the first ones, under an engine's root.
+    def hashes(self, root: bytes, page_size: int, *, first: int = 0) -> Sequence[int]:
+        """Return the short hashes of the full pages but the first ones, under an engine's root, made when they are read.
 
         There are none without a root: such an engine caches nothing.
         """
-        return self._chain(root, page_size).after(first) if root else []
+        return self._chain(root, page_size).after(first) if root else ()
 
     def reusable(self, root: bytes, page_size: int) -> Iterator[int]:
         """Return the short hashes of the pages that an engine may take from its cache, each hashed when it is read.
@@ -134,11 +134,15 @@ class Routing:
         return Route(prompt_pages=prompt_pages, ranked=ranked)
 
     def place(self, engine: Engine, prompt: Prompt, cost: Cost, *, num_sequences: int) -> Placement:
-        """Note that a prompt was sent to an engine, for this router and the others."""
+        """Note that a prompt was sent to an engine, for this router and the others. `settle` is due soon."""
         model = engine.info.model
         new_pages = prompt.hashes(engine.info.page_hash_root, model.page_size, first=cost.matched_pages)
         self._note(engine.engine_id, cost.uncached_tokens, new_pages)
         return self.fleet.place(engine, cost.uncached_tokens, new_pages, num_sequences=num_sequences)
+
+    def settle(self) -> None:
+        """Hash the pages of what was placed, unless somebody has looked for them: better now than when the next one comes."""
+        self.fleet.directory.settle()
 
     def _views(self, prompt: Prompt, engines: Sequence[Engine], now: float) -> list[EngineView]:
         by_chain: dict[tuple[bytes, int], dict[str, int]] = {}

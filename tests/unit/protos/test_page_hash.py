@@ -68,7 +68,10 @@ def test_lazy_chain_gives_the_short_hashes_however_it_is_read(
     assert len(lazy) == len(expected)
     for stop in stops:  # each reader stops somewhere; the next one begins anew
         assert [page for page, _ in zip(lazy, range(stop), strict=False)] == expected[:stop]
-    assert lazy.after(3) == expected[3:]
+    assert list(lazy.after(3)) == expected[3:]
+    assert lazy.after(3)[1:3] == expected[4:6]
+    assert len(lazy.after(3)) == len(expected[3:])
+    assert lazy.whole() == expected
     assert list(lazy) == expected
 
 
@@ -82,5 +85,9 @@ def test_two_readers_of_a_lazy_chain_do_not_disturb_each_other() -> None:
 def test_page_that_nobody_reads_is_not_hashed(monkeypatch: pytest.MonkeyPatch) -> None:
     hashed = []
     monkeypatch.setattr("octavo.page_hash.chain", lambda root, ids, size: hashed.extend(ids) or chain(root, ids, size))
-    next(iter(ShortChain(ROOT, list(range(16 * 1000)), 16)))
+    lazy = ShortChain(ROOT, list(range(16 * 1000)), 16)
+    rest = lazy.after(0)
+    assert len(rest) == 1000
+    assert not hashed
+    next(iter(lazy))
     assert len(hashed) < 16 * 100

@@ -145,6 +145,36 @@ def test_prediction_that_is_renewed_lives_on():
     assert directory.match([1], 9.0) == {"a": 0}
 
 
+class Unmade(list):
+    """Hashes that note when they are read."""
+
+    reads = 0
+
+    def __getitem__(self, index):
+        self.reads += 1
+        return super().__getitem__(index)
+
+
+def test_predicted_pages_are_read_when_somebody_looks_or_when_told_to():
+    directory = joined("a")
+    looked, told = Unmade([1]), Unmade([2])
+    directory.predict("a", looked, 0.0)
+    assert looked.reads == 0
+    assert directory.match([1], 0.0) == {"a": 1}
+    directory.predict("a", told, 0.0)
+    directory.settle()
+    directory.settle()
+    assert (looked.reads, told.reads) == (1, 1)
+
+
+def test_eviction_ends_a_prediction_that_nobody_has_read_yet():
+    directory, cache = joined("a"), EngineCache()
+    directory.apply("a", cache.change([1]))
+    directory.predict("a", [1], 0.0)
+    directory.apply("a", cache.change([], [1]))
+    assert directory.match([1], 0.0) == {"a": 0}
+
+
 def test_no_more_pages_are_predicted_than_there_is_room_for(monkeypatch):
     monkeypatch.setattr("octavo_router.directory.MAX_PREDICTIONS", 3)
     directory = joined("a")

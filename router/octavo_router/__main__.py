@@ -47,11 +47,11 @@ async def _serve(config: RouterConfig) -> None:
     server = RouterServer(config)
     try:
         bound = await server.start()
+        gc.collect()
+        gc.freeze()  # what lives now lives on: later collections need not look at it, and stay short
         if config.ready_file is not None:
             write_ready_file(config.ready_file, asdict(bound))
         _log.info("router_serves", router_id=config.router_id, **asdict(bound))
-        gc.collect()
-        gc.freeze()  # what lives now lives on: later collections need not look at it, and stay short
         if config.exit_with_stdin:
             stop.watch_stdin(hurry=False)
         await stop.asked.wait()

@@ -86,15 +86,19 @@ class EngineLoad:
 
     def waiting_tokens(self, now: float) -> int:
         """Prefill tokens ahead of a request that would arrive now."""
-        self._let_go(now - _PLACEMENT_TTL_S)
-        sent = sum(placement.tokens for placement in self._unreported if not placement.is_prefilled)
-        return max(0, self.report.waiting_tokens - self._prefilled_tokens) + sent
+        tokens = max(0, self.report.waiting_tokens - self._prefilled_tokens)
+        if self._unreported:
+            self._let_go(now - _PLACEMENT_TTL_S)
+            tokens += sum(placement.tokens for placement in self._unreported if not placement.is_prefilled)
+        return tokens
 
     def num_running(self, now: float) -> int:
         """Sequences that a request which arrives now would share its steps with."""
-        self._let_go(now - _PLACEMENT_TTL_S)
-        sent = sum(placement.num_sequences for placement in self._unreported if not placement.is_over)
-        return max(0, self.report.num_running - self._ended_sequences) + sent
+        sequences = max(0, self.report.num_running - self._ended_sequences)
+        if self._unreported:
+            self._let_go(now - _PLACEMENT_TTL_S)
+            sequences += sum(placement.num_sequences for placement in self._unreported if not placement.is_over)
+        return sequences
 
     def _let_go(self, before: float) -> None:
         while self._unreported and self._unreported[0].at < before:

@@ -118,13 +118,17 @@ class Routing:
             kind: kind that the engine must be of; any if None.
             excluded: id and epoch of engines that may not be chosen.
         """
-        serving = [engine for engine in self.fleet.serving() if kind is None or engine.kind == kind]
-        longest = max((engine.info.model.max_model_len for engine in serving), default=0)
+        serving = [
+            (engine, engine.info.model.max_model_len)
+            for engine in self.fleet.serving()
+            if kind is None or engine.kind == kind
+        ]
+        longest = max((max_len for _, max_len in serving), default=0)
         least_len = max(min(len(prompt) + room, longest), len(prompt) + num_committed + 1)
         engines = [
             engine
-            for engine in serving
-            if (engine.engine_id, engine.epoch) not in excluded and engine.info.model.max_model_len >= least_len
+            for engine, max_len in serving
+            if max_len >= least_len and (engine.engine_id, engine.epoch) not in excluded
         ]
         if not engines:
             return Route(prompt_pages=0, ranked=())

@@ -36,7 +36,7 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         handler = await continuation(handler_call_details)
         if handler is None:
             return handler
-        call = _Call(handler_call_details.method, _request_id(handler_call_details), handler.request_deserializer)
+        call = _Call(handler_call_details, handler.request_deserializer)
         if handler.response_streaming:
             behavior = handler.stream_stream or handler.unary_stream
             make = (
@@ -56,8 +56,7 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
 class _Call:
     """A call, before its request is parsed: what cannot be parsed is the caller's fault and must not become UNKNOWN."""
 
-    method: str
-    request_id: str
+    details: grpc.HandlerCallDetails
     deserialize: Callable[[bytes], Any] | None
 
     def parsed(self, request: Any) -> Any:
@@ -114,12 +113,12 @@ async def _abort(context: Context, error: OctavoError | grpc.aio.AbortError) -> 
 def _internal(error: Exception, call: _Call) -> InternalError:
     # Where it happened, but not the exception's text, which may quote a prompt.
     frames = "".join(traceback.format_tb(error.__traceback__))
-    kind = type(error).__name__
-    _log.error("call_failed", method=call.method, error=kind, frames=frames, **{Log.REQUEST_ID: call.request_id})
+    kind, request_id = type(error).__name__, _request_id(call.details)
+    _log.error("call_failed", method=call.details.method, error=kind, frames=frames, **{Log.REQUEST_ID: request_id})
     return InternalError(
         "internal",
-        f"internal error; the server's log has it under request id {call.request_id}",
-        metadata={"request_id": call.request_id},
+        f"internal error; the server's log has it under request id {request_id}",
+        metadata={"request_id": request_id},
     )
 
 

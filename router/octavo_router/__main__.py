@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import sys
 from dataclasses import asdict
@@ -46,6 +47,8 @@ async def _serve(config: RouterConfig) -> None:
     server = RouterServer(config)
     try:
         bound = await server.start()
+        gc.collect()
+        gc.freeze()  # what lives now lives on: later collections need not look at it, and stay short
         if config.ready_file is not None:
             write_ready_file(config.ready_file, asdict(bound))
         _log.info("router_serves", router_id=config.router_id, **asdict(bound))

@@ -1,12 +1,15 @@
-"""Accounts for one Generate call: its times, its span's attributes, its metrics and its one log line. Never any text."""
+"""Accounts for one Generate call: its times, its spans, its metrics and its one log line. Never any text.
+
+What a call did is noted while it runs; all that tells of it is made when it has ended, when nobody waits for it.
+"""
 
 from __future__ import annotations
 
 import time
 
 import structlog
-from octavo.attributes import Attribute, Event, Log
-from octavo.tracing import trace_id_of
+from octavo.attributes import Attribute, Event, Log, Span
+from octavo.tracing import record_span, trace_id_of
 from octavo.v1 import inference_pb2
 from opentelemetry import trace
 from opentelemetry.trace import StatusCode
@@ -22,47 +25,54 @@ _SERVER_FAULTS = frozenset({"unknown", "internal", "unavailable", "deadline_exce
 class Account:
     """Told what happens to a call as it happens; `close` settles."""
 
-    def __init__(self, span: trace.Span, metrics: RouterMetrics, *, request_id: str, router_id: str) -> None:
+    def __init__(
+        self, span: trace.Span, metrics: RouterMetrics, tracer: trace.Tracer, *, request_id: str, router_id: str
+    ) -> None:
         self.tokenize_s = 0.0
         self._span = span
         self._metrics = metrics
+        self._tracer = tracer
         self._request_id = request_id
         self._router_id = router_id
         self._started_at = time.perf_counter()
         self._first_at: float | None = None
         self._last_at: float | None = None
         self._prompt_tokens = 0
+        self._tokenize_started_ns: int | None = None
+        self._asked: dict[str, str | int | float] = {}
         self._dispatch: Dispatch | None = None
         self._endings: list[Ending] = []
 
     def describe(self, request: inference_pb2.GenerateRequest, *, model: str, tenant: str) -> None:
         """Note what was asked for."""
         sampling = request.sampling
-        self._span.set_attributes(
-            {
-                Attribute.OPERATION: "chat" if request.input.HasField("chat") else "text_completion",
-                Attribute.PROVIDER: "octavo",
-                Attribute.MODEL: model,
-                Attribute.REQUEST_ID: self._request_id,
-                Attribute.MAX_TOKENS: sampling.max_tokens,
-                Attribute.TEMPERATURE: sampling.temperature if sampling.HasField("temperature") else 1.0,
-                Attribute.TOP_P: sampling.top_p if sampling.HasField("top_p") else 1.0,
-                Attribute.TOP_K: sampling.top_k,
-            }
-        )
+        self._asked = {
+            Attribute.OPERATION: "chat" if request.input.HasField("chat") else "text_completion",
+            Attribute.PROVIDER: "octavo",
+            Attribute.MODEL: model,
+            Attribute.REQUEST_ID: self._request_id,
+            Attribute.MAX_TOKENS: sampling.max_tokens,
+            Attribute.TEMPERATURE: sampling.temperature if sampling.HasField("temperature") else 1.0,
+            Attribute.TOP_P: sampling.top_p if sampling.HasField("top_p") else 1.0,
+            Attribute.TOP_K: sampling.top_k,
+        }
         if tenant:
-            self._span.set_attribute(Attribute.TENANT, tenant)
+            self._asked[Attribute.TENANT] = tenant
 
-    def tokenized(self, num_tokens: int, seconds: float) -> None:
-        """Note the prompt's length."""
+    def tokenized(self, num_tokens: int, started_ns: int, seconds: float) -> None:
+        """Note the prompt's length, and when (unix time) and for how long it was tokenized."""
         self._prompt_tokens = num_tokens
-        self.tokenize_s = seconds
+        self._tokenize_started_ns, self.tokenize_s = started_ns, seconds
+
+    def had_turn(self, waited_s: float) -> None:
+        """Note how long it waited for its turn."""
+        self._asked[Attribute.QUEUE_S] = waited_s
 
     def dispatched(self, dispatch: Dispatch, seed: int) -> None:
         """Note who carries the request."""
         self._dispatch = dispatch
         # Attributes are signed 64-bit integers, seeds unsigned.
-        self._span.set_attribute(Attribute.SEED, str(seed))
+        self._asked[Attribute.SEED] = str(seed)
 
     def sent_tokens(self) -> None:
         """Note that output went to the client."""
@@ -100,8 +110,12 @@ class Account:
             duration_s=round(duration_s, 6),
             ttft_s=None if ttft_s is None else round(ttft_s, 6),
             tokenize_s=round(self.tokenize_s, 6),
-            route_s=0.0 if self._dispatch is None else round(self._dispatch.route_s, 6),
+            route_s=round(self._route_s, 6),
         )
+
+    @property
+    def _route_s(self) -> float:
+        return 0.0 if self._dispatch is None else sum(decision.seconds for decision in self._dispatch.decisions)
 
     def _observe(self, outcome: str, duration_s: float, ttft_s: float | None) -> None:
         metrics = self._metrics
@@ -112,7 +126,7 @@ class Account:
         if self._dispatch is None:
             return
         journal = self._dispatch.journal
-        metrics.stage.labels("route").observe(self._dispatch.route_s)
+        metrics.stage.labels("route").observe(self._route_s)
         metrics.cached_tokens.inc(journal.cached_tokens)
         # The router that delivered the rest has counted it; its times are not known here.
         metrics.output_tokens.inc(max(0, journal.num_output_tokens - journal.num_resumed_tokens))
@@ -129,6 +143,8 @@ class Account:
             span.set_status(StatusCode.ERROR, failure)
         if not span.is_recording():
             return
+        self._record_stages()
+        span.set_attributes(self._asked)
         span.set_attribute(Attribute.INPUT_TOKENS, self._prompt_tokens)
         if ttft_s is not None:
             span.set_attribute(Attribute.TTFT_S, ttft_s)
@@ -144,3 +160,16 @@ class Account:
                     Attribute.MOVES: journal.num_moves,
                 }
             )
+
+    def _record_stages(self) -> None:
+        if self._tokenize_started_ns is not None:
+            record_span(
+                self._tracer,
+                Span.ROUTER_TOKENIZE,
+                parent=self._span,
+                started_ns=self._tokenize_started_ns,
+                seconds=self.tokenize_s,
+                attributes={Attribute.INPUT_TOKENS: self._prompt_tokens},
+            )
+        for decision in () if self._dispatch is None else self._dispatch.decisions:
+            decision.record(self._tracer, self._span)

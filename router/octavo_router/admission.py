@@ -125,7 +125,8 @@ class Place:
         Raises:
             Overloaded: the queue is full, or too slow for it.
         """
-        self._turns.refuse_hopeless(self._new_ticket(demand, num_prompt=1))
+        if self._turns.queue:  # else nobody waits
+            self._turns.refuse_hopeless(self._new_ticket(demand, num_prompt=1))
 
     def ask(self, demand: Demand, prompt: Prompt) -> bool:
         """Return whether the request has its turn at once; else `wait` is next.

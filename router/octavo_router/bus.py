@@ -86,7 +86,7 @@ class RedisBus:
     def note(self, note: PlacementNote) -> None:
         """Tell the other routers what was sent where. Never waits; the oldest notes are dropped while Redis is away."""
         if self.is_up:
-            self._notes.append(note)
+            self._notes.append(note)  # its pages' hashes may be still to be made
             self._noted.set()
 
     async def _keep(self, name: str, work: Callable[[], Awaitable[None]]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -39,30 +40,22 @@ def read_call(context: Context, *, default_timeout_s: float, max_timeout_s: floa
     Raises:
         InvalidRequest: the request id or the tenant is not fit for logs.
     """
-    tenant = metadata_text(context, Metadata.TENANT)
+    said = _metadata_texts(context, {Metadata.TENANT, Metadata.REQUEST_ID, Metadata.TRACEPARENT})
+    tenant, request_id = said.get(Metadata.TENANT), said.get(Metadata.REQUEST_ID)
     remaining_s = context.time_remaining()
     timeout_s = min(default_timeout_s if remaining_s is None else remaining_s, max_timeout_s)
     return Call(
-        request_id=request_id_of(context),
+        request_id=check_name(request_id, Metadata.REQUEST_ID) if request_id else f"req-{secrets.token_hex(12)}",
         tenant=check_name(tenant, Metadata.TENANT) if tenant else "",
-        traceparent=metadata_text(context, Metadata.TRACEPARENT),
+        traceparent=said.get(Metadata.TRACEPARENT, ""),
         deadline=time.monotonic() + timeout_s,
     )
 
 
-def request_id_of(context: Context) -> str:
-    """Return the client's request id, or a new one.
-
-    Raises:
-        InvalidRequest: the client's is not fit for logs.
-    """
-    given = metadata_text(context, Metadata.REQUEST_ID)
-    return check_name(given, Metadata.REQUEST_ID) if given else f"req-{secrets.token_hex(12)}"
-
-
-def metadata_text(context: Context, key: str) -> str:
-    """Return the first value of a metadata key, or an empty string."""
+def _metadata_texts(context: Context, keys: Collection[str]) -> dict[str, str]:
+    """Return the first value of each of these metadata keys that the call has."""
+    said: dict[str, str] = {}
     for name, value in context.invocation_metadata() or ():
-        if name == key:
-            return value if isinstance(value, str) else value.decode("ascii", "replace")
-    return ""
+        if name in keys and name not in said:
+            said[name] = value if isinstance(value, str) else value.decode("ascii", "replace")
+    return said

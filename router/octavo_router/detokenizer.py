@@ -36,7 +36,7 @@ class Vocabulary:
         self._special = frozenset(
             token_id for token_id, token in tokenizer.get_added_tokens_decoder().items() if token.special
         )
-        self._bytes: dict[int, bytes] = {}
+        self.bytes_of = _BytesOf(self)
 
     def detokenizer(self) -> Detokenizer:
         """Return a detokenizer for one choice."""
@@ -51,16 +51,21 @@ class Vocabulary:
         token = self.tokenizer.id_to_token(token_id)
         return token is not None and len(token) == _BYTE_TOKEN_LEN and token.startswith("<0x") and token.endswith(">")
 
-    def bytes_of(self, token_id: int) -> bytes:
-        """Return the bytes of a byte-level token; none for special and unknown ids."""
-        known = self._bytes.get(token_id)
-        if known is None:
-            known = self._bytes[token_id] = self._read_bytes(token_id)
-        return known
 
-    def _read_bytes(self, token_id: int) -> bytes:
-        token = self.tokenizer.id_to_token(token_id)
-        if token is None or not self.is_visible(token_id):
+class _BytesOf(dict[int, bytes]):
+    """The bytes of each byte-level token; none for special and unknown ids. A token is read when it first comes."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        super().__init__()
+        self._vocabulary = vocabulary
+
+    def __missing__(self, token_id: int) -> bytes:
+        read = self[token_id] = self._read(token_id)
+        return read
+
+    def _read(self, token_id: int) -> bytes:
+        token = self._vocabulary.tokenizer.id_to_token(token_id)
+        if token is None or not self._vocabulary.is_visible(token_id):
             return b""
         try:
             return bytes(_BYTE_OF_CHARACTER[character] for character in token)
@@ -72,12 +77,13 @@ class ByteDetokenizer:
     """Joins the bytes of byte-level tokens and reads them as UTF-8."""
 
     def __init__(self, vocabulary: Vocabulary) -> None:
-        self._vocabulary = vocabulary
+        self._bytes_of = vocabulary.bytes_of
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def feed(self, token_ids: Sequence[int]) -> str:
         """Take the next token ids; return the characters that they complete."""
-        return self._decoder.decode(b"".join(map(self._vocabulary.bytes_of, token_ids)))
+        bytes_of = self._bytes_of
+        return self._decoder.decode(b"".join([bytes_of[token_id] for token_id in token_ids]))
 
     def flush(self) -> str:
         """Return U+FFFD for a character that stayed incomplete."""

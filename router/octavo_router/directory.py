@@ -45,6 +45,7 @@ class _Replica:
     bit: int
     epoch: int
     resident: set[int] = field(default_factory=set)
+    predicted_until: dict[int, float] = field(default_factory=dict)
     digest: int = 0
     sequence: int | None = None  # None: a snapshot is needed
     waiting: deque[PageChange] = field(default_factory=lambda: deque(maxlen=MAX_WAITING_CHANGES))
@@ -58,8 +59,9 @@ class Directory:
         self._by_bit: dict[int, _Replica] = {}
         self._resident: dict[int, int] = {}
         self._predicted: dict[int, int] = {}
-        self._predicted_until: dict[tuple[int, int], float] = {}
-        self._predictions: deque[tuple[float, int, int]] = deque()
+        self._unread: deque[tuple[float, _Replica, Sequence[int]]] = deque()  # predictions, by the time they were made
+        self._predictions: deque[tuple[float, _Replica, Sequence[int]]] = deque()  # by the time at which they are over
+        self._num_predictions = 0  # pages in them
 
     def join(self, engine_id: str, epoch: int) -> None:
         """Know an engine process; it holds nothing until its snapshot is here."""
@@ -71,12 +73,13 @@ class Directory:
 
     def leave(self, engine_id: str) -> None:
         """Forget an engine and its pages."""
+        self.settle()
         replica = self._replicas.pop(engine_id, None)
         if replica is None:
             return
         self._clear(replica)
-        for page, bit in [key for key in self._predicted_until if key[1] == replica.bit]:
-            self._drop_prediction(page, bit)
+        for page in list(replica.predicted_until):
+            self._drop_prediction(replica, page)
         del self._by_bit[replica.bit]
 
     def apply(self, engine_id: str, change: PageChange) -> Outcome:
@@ -116,33 +119,43 @@ class Directory:
         outcomes = {self.apply(engine_id, change) for change in waiting}
         return Outcome.GAP if Outcome.GAP in outcomes else Outcome.APPLIED
 
-    def predict(self, engine_id: str, hashes: Iterable[int], now: float) -> None:
-        """Count pages as held by an engine until PREDICTION_TTL_S from now; `now` never runs backwards."""
-        replica = self._replicas.get(engine_id)
-        if replica is None:
-            return
-        self._expire(now)
-        until = now + PREDICTION_TTL_S
-        for page in hashes:
-            if len(self._predictions) >= MAX_PREDICTIONS:
-                return
-            self._predicted[page] = self._predicted.get(page, 0) | replica.bit
-            self._predicted_until[page, replica.bit] = until
-            self._predictions.append((until, page, replica.bit))
+    def predict(self, engine_id: str, hashes: Sequence[int], now: float) -> None:
+        """Count pages as held by an engine until PREDICTION_TTL_S from now; `now` never runs backwards.
 
-    def match(self, hashes: Sequence[int], now: float) -> dict[str, int]:
-        """Return for each engine the number of leading `hashes` that it holds."""
-        self._expire(now)
+        The hashes are not read before somebody looks, or `settle` is called: making them may take a while.
+        """
+        replica = self._replicas.get(engine_id)
+        if replica is not None:
+            self._unread.append((now, replica, hashes))
+
+    def settle(self) -> None:
+        """Read the hashes of the pages that were predicted, and clear away the predictions that are over."""
+        while self._unread:
+            now, replica, hashes = self._unread.popleft()
+            self._expire(now)
+            self._predict(replica, hashes[: MAX_PREDICTIONS - self._num_predictions], now + PREDICTION_TTL_S)
+
+    def match(self, hashes: Iterable[int], now: float) -> dict[str, int]:
+        """Return for each engine the number of leading `hashes` that it holds. Reads no further than the longest match."""
+        self.settle()
+        resident, predicted = self._resident, self._predicted
         matched: dict[str, int] = dict.fromkeys(self._replicas, 0)
         alive = reduce(int.__or__, self._by_bit, 0)
-        for depth, page in enumerate(hashes):
-            held = (self._resident.get(page, 0) | self._predicted.get(page, 0)) & alive
+        if not alive:
+            return matched
+        depth = 0
+        for page in hashes:
+            held = resident.get(page, 0) & alive
             if held != alive:
-                self._note(matched, alive & ~held, depth)
-                alive = held
-                if not alive:
-                    return matched
-        self._note(matched, alive, len(hashes))
+                if page in predicted:
+                    held |= self._still_predicted(page, alive & ~held, now)
+                if held != alive:
+                    self._note(matched, alive & ~held, depth)
+                    alive = held
+                    if not alive:
+                        return matched
+            depth += 1
+        self._note(matched, alive, depth)
         return matched
 
     def num_resident(self, engine_id: str) -> int:
@@ -157,14 +170,18 @@ class Directory:
 
     def check(self) -> None:
         """Assert that masks, sets and digests agree. For tests."""
+        self.settle()
         for replica in self._replicas.values():
             held = {page for page, mask in self._resident.items() if mask & replica.bit}
             assert held == replica.resident  # noqa: S101  this is what check() is for
             assert replica.digest == reduce(xor, replica.resident, 0)  # noqa: S101
+            predicted = {page for page, mask in self._predicted.items() if mask & replica.bit}
+            assert predicted == set(replica.predicted_until)  # noqa: S101
         known = reduce(int.__or__, self._by_bit, 0)
         for mask in (*self._resident.values(), *self._predicted.values()):
             assert mask  # noqa: S101
             assert mask & ~known == 0  # noqa: S101
+        assert self._num_predictions == sum(len(pages) for _, _, pages in self._predictions)  # noqa: S101
 
     def _note(self, matched: dict[str, int], mask: int, depth: int) -> None:
         while mask:
@@ -174,13 +191,14 @@ class Directory:
 
     def _apply(self, replica: _Replica, change: PageChange) -> bool:
         self._store(replica, change.stored)
+        self.settle()  # what was predicted before
         for page in change.evicted:
             if page in replica.resident:
                 replica.resident.remove(page)
                 replica.digest ^= page
                 _unset(self._resident, page, replica.bit)
             # Evicted for sure, whatever was predicted.
-            self._drop_prediction(page, replica.bit)
+            self._drop_prediction(replica, page)
         replica.sequence = change.sequence
         return replica.digest == change.digest and len(replica.resident) == change.num_resident
 
@@ -197,20 +215,38 @@ class Directory:
         replica.resident.clear()
         replica.digest = 0
 
+    def _still_predicted(self, page: int, asked: int, now: float) -> int:
+        """Return which of the engines asked for are predicted to hold a page. What is over may not be cleared away yet."""
+        still, mask = 0, self._predicted[page] & asked
+        while mask:
+            bit = mask & -mask
+            if self._by_bit[bit].predicted_until[page] > now:
+                still |= bit
+            mask ^= bit
+        return still
+
+    def _predict(self, replica: _Replica, pages: Sequence[int], until: float) -> None:
+        self._predictions.append((until, replica, pages))
+        self._num_predictions += len(pages)
+        replica.predicted_until.update(dict.fromkeys(pages, until))
+        predicted, bit = self._predicted, replica.bit
+        for page in pages:
+            predicted[page] = predicted.get(page, 0) | bit
+
     def _expire(self, now: float) -> None:
         while self._predictions and self._predictions[0][0] <= now:
-            until, page, bit = self._predictions.popleft()
-            if self._predicted_until.get((page, bit)) == until:  # else it was renewed or dropped
-                self._drop_prediction(page, bit)
+            until, replica, pages = self._predictions.popleft()
+            self._num_predictions -= len(pages)
+            for page in pages:
+                if replica.predicted_until.get(page) == until:  # else it was renewed or dropped
+                    self._drop_prediction(replica, page)
 
-    def _drop_prediction(self, page: int, bit: int) -> None:
-        if self._predicted_until.pop((page, bit), None) is not None:
-            _unset(self._predicted, page, bit)
+    def _drop_prediction(self, replica: _Replica, page: int) -> None:
+        if replica.predicted_until.pop(page, None) is not None:
+            _unset(self._predicted, page, replica.bit)
 
 
 def _unset(masks: dict[int, int], page: int, bit: int) -> None:
-    mask = masks.get(page, 0) & ~bit
+    mask = masks.pop(page, 0) & ~bit
     if mask:
         masks[page] = mask
-    else:
-        masks.pop(page, None)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Collection
+from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 from contextlib import suppress
 
 import structlog
@@ -29,6 +29,7 @@ from octavo_router.losses import Losses
 from octavo_router.output import ChoiceEnded, ChoiceOutput, Chunk
 from octavo_router.policy import Cost
 from octavo_router.resume import Resumption
+from octavo_router.route_span import Decision
 from octavo_router.routing import Routing
 from octavo_router.search import Search
 from octavo_router.stay import Stay
@@ -52,12 +53,11 @@ class Dispatch:
         routing: Routing,
         detokenizer: Callable[[], Detokenizer],
         limits: DispatchLimits,
-        tracer: trace.Tracer,
     ) -> None:
         self.journal = Journal(work.prompt.token_ids, num_choices=work.sampling.n, limits=work.limits(()))
         self.engine_id = ""
         self._work = work
-        self._search = Search(work, self.journal, routing=routing, tracer=tracer)
+        self._search = Search(work, self.journal, routing=routing)
         self._routing = routing
         self._limits = limits
         self._outputs = [ChoiceOutput(choice, detokenizer(), work.stops) for choice in self.journal.choices]
@@ -78,9 +78,9 @@ class Dispatch:
         return "" if self._search.kind is None else self._search.kind.fingerprint
 
     @property
-    def route_s(self) -> float:
-        """Seconds spent on deciding where it goes."""
-        return self._search.route_s
+    def decisions(self) -> Sequence[Decision]:
+        """Where it should go, each time that this was decided."""
+        return self._search.decisions
 
     async def events(self) -> AsyncGenerator[Placed | Chunk | ChoiceEnded, None]:
         """Yield where the request went, then its output, choice by choice in order, each up to its end.
@@ -118,7 +118,10 @@ class Dispatch:
         """Send the request to its first engine here; a resumed one goes on where its client is."""
         resumed = self._work.resumed
         if resumed is None:
-            return self._submit()
+            first = self._submit()
+            await asyncio.sleep(0)  # the link sends it first: the engine works while the rest is done
+            self._routing.settle()
+            return first
         await self._restore(resumed)
         self._wake.set()  # what the tokens mean beyond the text that the client has, and ends that it was not told
         if not self.journal.is_finished:
@@ -169,7 +172,7 @@ class Dispatch:
     def _start(self, engine: Engine, cost: Cost) -> None:
         attempt = Attempt(self.journal, number=self.journal.num_attempts, wake=self._wake.set)
         message = self._message(attempt.number)
-        message.expected_cached_tokens = max(0, len(self._work.prompt) - cost.uncached_tokens)
+        message.submit.expected_cached_tokens = max(0, len(self._work.prompt) - cost.uncached_tokens)
         self._stay = Stay(engine, message, attempt)
         self.journal.num_attempts += 1
         # What an earlier engine of another model revision calls the end of a sequence does not count here.
@@ -183,20 +186,20 @@ class Dispatch:
             engine, self._work.prompt, cost, stream_id=self._stay.stream_id, num_sequences=num_sequences
         )
 
-    def _message(self, number: int) -> engine_pb2.Submit:
-        message = engine_pb2.Submit(
-            request_id=self._work.request_id,
-            prompt_token_ids=self._work.prompt.token_ids,
-            sampling=self._work.sampling,
-            priority=self._work.priority,
-            timeout_ms=max(1, round((self._work.deadline - time.monotonic()) * 1000)),
-            traceparent=traceparent_of(trace.get_current_span()),
-            attempt=number,
-            cache_salt=self._work.prompt.cache_salt,
-        )
+    def _message(self, number: int) -> engine_pb2.LinkRequest:
+        message = engine_pb2.LinkRequest()
+        submit = message.submit  # filled in place: making a message of a message copies it, with the whole prompt
+        submit.request_id = self._work.request_id
+        submit.prompt_token_ids.extend(self._work.prompt.token_ids)
+        submit.sampling.CopyFrom(self._work.sampling)
+        submit.priority = self._work.priority
+        submit.timeout_ms = max(1, round(self._time_left_s() * 1000))
+        submit.traceparent = traceparent_of(trace.get_current_span())
+        submit.attempt = number
+        submit.cache_salt = self._work.prompt.cache_salt
         if self.journal.is_committed:
             for choice in self.journal.choices:
-                message.committed.add(token_ids=choice.token_ids, finished=choice.ending is not None)
+                submit.committed.add(token_ids=choice.token_ids, finished=choice.ending is not None)
         return message
 
     def _extend_credit(self) -> None:

@@ -31,23 +31,15 @@ class StaticEngine:
 
 
 class Engine:
-    """One engine process that said welcome."""
+    """One engine process that said welcome: its stable name, and `epoch`, the start of the process."""
 
     def __init__(self, link: EngineLink, info: engine_pb2.EngineInfo) -> None:
         self.link = link
         self.info = info
+        self.engine_id = info.engine_id
+        self.epoch = info.epoch
         self.kind = kind_of(info)
         self.load = EngineLoad()
-
-    @property
-    def engine_id(self) -> str:
-        """Stable name."""
-        return self.info.engine_id
-
-    @property
-    def epoch(self) -> int:
-        """Start of the process."""
-        return self.info.epoch
 
     @property
     def is_serving(self) -> bool:
@@ -73,6 +65,7 @@ class Fleet:
         self._leased: dict[str, str] = {}  # engine id -> address
         self._links: dict[str, tuple[EngineLink, asyncio.Task[None]]] = {}  # by address
         self._engines: dict[str, Engine] = {}
+        self._serving: list[Engine] | None = None  # None: to be found out again
         self._refusals: dict[str, str] = {}  # by address, why its engine is not used
         self.router_id = router_id
         self._tokenizer_revision = tokenizer_revision
@@ -109,9 +102,11 @@ class Fleet:
         """Return an engine with a live link."""
         return self._engines.get(engine_id)
 
-    def serving(self) -> list[Engine]:
-        """Engines that take new requests, in the order of their ids."""
-        return [engine for engine in self.engines if engine.is_serving]
+    def serving(self) -> Sequence[Engine]:
+        """Engines that take new requests, in the order of their ids. Asked several times for each request, so kept."""
+        if self._serving is None:
+            self._serving = [engine for engine in self.engines if engine.is_serving]
+        return self._serving
 
     @property
     def changed(self) -> asyncio.Event:
@@ -153,6 +148,7 @@ class Fleet:
         engine = self._engines.get(note.engine_id)
         if engine is not None:
             self.place(engine, note)
+            self.directory.settle()  # notes come also where nobody looks
 
     def place(self, engine: Engine, note: PlacementNote) -> Placement:
         """Count a request that was just sent to an engine."""
@@ -180,6 +176,7 @@ class Fleet:
         engine = Engine(link, info)
         engine.load.update(load_report(load))
         self._engines[info.engine_id] = engine
+        self._serving = None
         self.directory.join(info.engine_id, info.epoch)
         link.ask_snapshot()
         _log.info("engine_joined", engine_id=info.engine_id, address=link.address, epoch=info.epoch)
@@ -285,6 +282,7 @@ class Fleet:
                 task.cancel()
 
     def _notify(self) -> None:
+        self._serving = None
         self._changed.set()
         self._changed = asyncio.Event()
 

@@ -55,8 +55,7 @@ class Gate:
         for root, page_size in {
             (engine.info.page_hash_root, engine.info.model.page_size) for engine in self._fleet.serving()
         }:
-            reusable = prompt.hashes(root, page_size)[: (len(prompt) - 1) // page_size]
-            matched = self._fleet.directory.match(reusable, now)
+            matched = self._fleet.directory.match(prompt.reusable(root, page_size), now)
             most = max(most, page_size * max(matched.values(), default=0))
         return max(1, len(prompt) - most)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import astuple, dataclass
+from functools import lru_cache
 
 from octavo.v1 import engine_pb2
 
@@ -29,7 +30,12 @@ class EngineKind:
     @property
     def fingerprint(self) -> str:
         """32 hex digits that stand for the kind outside of this process: equal in every router."""
-        return hashlib.sha256(repr(astuple(self)).encode()).hexdigest()[:32]
+        return _fingerprint(self)
+
+
+@lru_cache(maxsize=64)  # every stream says it with its first token, and a fleet has a few kinds
+def _fingerprint(kind: EngineKind) -> str:
+    return hashlib.sha256(repr(astuple(kind)).encode()).hexdigest()[:32]
 
 
 def kind_of(info: engine_pb2.EngineInfo) -> EngineKind:

@@ -96,8 +96,8 @@ class EngineLink:
             await asyncio.sleep(self._times.max_backoff_s if is_hopeless else backoff_s)
             backoff_s = min(backoff_s * 2, self._times.max_backoff_s)
 
-    def submit(self, message: engine_pb2.Submit, attempt: Attempt) -> int:
-        """Send a request; `message.stream_id` is set here and returned.
+    def submit(self, message: engine_pb2.LinkRequest, attempt: Attempt) -> int:
+        """Send a `submit`; its stream id is set here and returned.
 
         Raises:
             Unavailable: the engine cannot take requests now.

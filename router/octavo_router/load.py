@@ -115,15 +115,19 @@ class EngineLoad:
 
     def waiting_tokens(self, now: float) -> int:
         """Prefill tokens ahead of a request that would arrive now."""
-        self._forget(now - _PLACEMENT_TTL_S)
-        sent = sum(placement.tokens for placement in self._unreported if not placement.is_prefilled)
-        return max(0, self.report.waiting_tokens - self._prefilled_tokens) + sent
+        tokens = max(0, self.report.waiting_tokens - self._prefilled_tokens)
+        if self._unreported:
+            self._forget(now - _PLACEMENT_TTL_S)
+            tokens += sum(placement.tokens for placement in self._unreported if not placement.is_prefilled)
+        return tokens
 
     def num_running(self, now: float) -> int:
         """Sequences that a request which arrives now will share its steps with, also those that wait as yet."""
-        self._forget(now - _PLACEMENT_TTL_S)
-        sent = sum(placement.num_sequences for placement in self._unreported if not placement.is_over)
-        return max(0, self.report.num_running + self.report.num_waiting - self._ended_sequences) + sent
+        sequences = max(0, self.report.num_running + self.report.num_waiting - self._ended_sequences)
+        if self._unreported:
+            self._forget(now - _PLACEMENT_TTL_S)
+            sequences += sum(placement.num_sequences for placement in self._unreported if not placement.is_over)
+        return sequences
 
     def _add(self, placement: Placement) -> None:
         placement.is_reported = placement.stream_id <= self.report.taken.get(placement.router_id, 0)

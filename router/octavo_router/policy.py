@@ -59,7 +59,7 @@ class EngineView:
 
 @dataclass(slots=True, kw_only=True)
 class Cost:
-    """Every term of one engine's cost; times in seconds."""
+    """Every term of one engine's cost, and `cost_s`, their sum; times in seconds."""
 
     engine_id: str
     matched_pages: int
@@ -71,11 +71,7 @@ class Cost:
     prefill_s: float
     pool_s: float
     decode_s: float
-
-    @property
-    def cost_s(self) -> float:
-        """Sum of the terms."""
-        return self.prefill_s + self.pool_s + self.decode_s
+    cost_s: float
 
 
 def rank(views: Sequence[EngineView], *, prompt_len: int, key: bytes, weights: Weights | None = None) -> list[Cost]:
@@ -115,6 +111,9 @@ def _cost(view: EngineView, prompt_len: int, prefill_rate: float, decode_slope: 
     rate = view.prefill_tokens_per_s or prefill_rate
     new_pages = -(-uncached // view.page_size)
     usage = min(_FULLEST, (view.pages_in_use + new_pages) / max(1, view.num_pages))
+    prefill_s = (view.waiting_tokens + weights.uncached * uncached) / rate
+    pool_s = weights.pool_s * usage / (1 - usage)
+    decode_s = weights.decode * view.num_running * (view.decode_s_per_sequence or decode_slope)
     return Cost(
         engine_id=view.engine_id,
         matched_pages=view.matched_pages,
@@ -123,9 +122,10 @@ def _cost(view: EngineView, prompt_len: int, prefill_rate: float, decode_slope: 
         prefill_tokens_per_s=rate,
         pool_usage=usage,
         num_running=view.num_running,
-        prefill_s=(view.waiting_tokens + weights.uncached * uncached) / rate,
-        pool_s=weights.pool_s * usage / (1 - usage),
-        decode_s=weights.decode * view.num_running * (view.decode_s_per_sequence or decode_slope),
+        prefill_s=prefill_s,
+        pool_s=pool_s,
+        decode_s=decode_s,
+        cost_s=prefill_s + pool_s + decode_s,
     )
 
 

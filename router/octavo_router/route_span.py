@@ -1,18 +1,41 @@
-"""A routing decision as span attributes: every term of every engine's cost, so that a trace shows why."""
+"""A routing decision as a span: every term of every engine's cost, so that a trace shows why."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 
-from octavo.attributes import Attribute
+from octavo.attributes import Attribute, Span
+from octavo.tracing import record_span
+from opentelemetry import trace
 
 from octavo_router.routing import Route
 
 _MAX_CANDIDATES = 8
 
 
-def route_attributes(route: Route, attempt: int) -> dict[str, str | int]:
-    """Return the attributes of the span of a decision that an attempt of this number followed."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """A route, the number of the attempt that followed it, and when it was decided (unix time)."""
+
+    route: Route
+    attempt: int
+    started_ns: int
+    seconds: float
+
+    def record(self, tracer: trace.Tracer, parent: trace.Span) -> None:
+        """Record it as a span."""
+        record_span(
+            tracer,
+            Span.ROUTER_ROUTE,
+            parent=parent,
+            started_ns=self.started_ns,
+            seconds=self.seconds,
+            attributes=_attributes(self.route, self.attempt),
+        )
+
+
+def _attributes(route: Route, attempt: int) -> dict[str, str | int]:
     if not route.ranked:
         return {Attribute.ATTEMPT: attempt, Attribute.ROUTE_REASON: "no engine"}
     candidates = [

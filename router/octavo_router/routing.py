@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
-from octavo.page_hash import chain, salted_root, short_hashes, token_bytes
+from octavo.page_hash import ShortChain, salted_root, token_bytes
 
 from octavo_router.fleet import Engine, Fleet
 from octavo_router.kind import EngineKind
@@ -23,7 +24,7 @@ class Prompt:
     def __init__(self, token_ids: Sequence[int], *, cache_salt: bytes = b"") -> None:
         self.token_ids = token_ids
         self.cache_salt = cache_salt
-        self._chains: dict[tuple[bytes, int], list[int]] = {}
+        self._chains: dict[tuple[bytes, int], ShortChain] = {}
 
     def __len__(self) -> int:
         return len(self.token_ids)
@@ -32,19 +33,30 @@ class Prompt:
         """Full pages."""
         return len(self.token_ids) // page_size
 
-    def hashes(self, root: bytes, page_size: int) -> list[int]:
-        """Return the short hashes of the full pages, under an engine's root; none if it has no root: it caches nothing."""
-        if not root:
-            return []
-        known = self._chains.get((root, page_size))
-        if known is None:
-            full = chain(salted_root(root, self.cache_salt), self.token_ids, page_size)
-            known = self._chains[root, page_size] = short_hashes(full)
-        return known
+    def hashes(self, root: bytes, page_size: int, *, first: int = 0) -> Sequence[int]:
+        """Return the short hashes of the full pages but the first ones, under an engine's root, made when they are read.
+
+        There are none without a root: such an engine caches nothing.
+        """
+        return self._chain(root, page_size).after(first) if root else ()
+
+    def reusable(self, root: bytes, page_size: int) -> Iterator[int]:
+        """Return the short hashes of the pages that an engine may take from its cache, each hashed when it is read.
+
+        The last prompt token is always computed, and so is its page.
+        """
+        return islice(self._chain(root, page_size), (len(self) - 1) // page_size) if root else iter(())
 
     def key(self, num_known: int) -> bytes:
         """Name the prompt by what follows its first `num_known` tokens: siblings share that, and no one else does."""
         return self.cache_salt + token_bytes(self.token_ids[num_known : num_known + _KEY_TOKENS])
+
+    def _chain(self, root: bytes, page_size: int) -> ShortChain:
+        chain = self._chains.get((root, page_size))
+        if chain is None:
+            chain = ShortChain(salted_root(root, self.cache_salt), self.token_ids, page_size)
+            self._chains[root, page_size] = chain
+        return chain
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,60 +120,66 @@ class Routing:
             kind: kind that the engine must be of; any if None.
             excluded: id and epoch of engines that may not be chosen.
         """
-        serving = [engine for engine in self.fleet.serving() if kind is None or engine.kind == kind]
-        longest = max((engine.info.model.max_model_len for engine in serving), default=0)
+        serving = [
+            (engine, engine.info.model.max_model_len)
+            for engine in self.fleet.serving()
+            if kind is None or engine.kind == kind
+        ]
+        longest = max((max_len for _, max_len in serving), default=0)
         least_len = max(min(len(prompt) + room, longest), len(prompt) + num_committed + 1)
         engines = [
             engine
-            for engine in serving
-            if (engine.engine_id, engine.epoch) not in excluded and engine.info.model.max_model_len >= least_len
+            for engine, max_len in serving
+            if max_len >= least_len and (engine.engine_id, engine.epoch) not in excluded
         ]
         if not engines:
             return Route(prompt_pages=0, ranked=())
         views = self._views(prompt, engines, self._clock())
-        prompt_pages = max(prompt.num_pages(engine.info.model.page_size) for engine in engines)
-        num_known = max(view.matched_pages * view.page_size for view in views)
-        key = prompt.key(num_known)
+        prompt_pages = prompt.num_pages(min(view.page_size for view in views))
+        key = prompt.key(max(view.matched_pages * view.page_size for view in views))
         ranked = rank(views, prompt_len=len(prompt) + num_committed, key=key, weights=self._weights)
         return Route(prompt_pages=prompt_pages, ranked=ranked)
 
     def place(self, engine: Engine, prompt: Prompt, cost: Cost, *, stream_id: int, num_sequences: int = 1) -> Placement:
-        """Note that a prompt was sent to an engine, for this router and the others."""
+        """Note that a prompt was sent to an engine, for this router and the others. `settle` is due soon."""
+        model = engine.info.model
         note = PlacementNote(
             engine_id=engine.engine_id,
             router_id=self.fleet.router_id,
             stream_id=stream_id,
             tokens=cost.uncached_tokens,
-            pages=prompt.hashes(engine.info.page_hash_root, engine.info.model.page_size)[cost.matched_pages :],
+            pages=prompt.hashes(engine.info.page_hash_root, model.page_size, first=cost.matched_pages),
             num_sequences=num_sequences,
         )
         self._note(note)
         return self.fleet.place(engine, note)
 
-    def _views(self, prompt: Prompt, engines: Iterable[Engine], now: float) -> list[EngineView]:
+    def settle(self) -> None:
+        """Hash the pages of what was placed, unless somebody has looked for them: better now than when the next one comes."""
+        self.fleet.directory.settle()
+
+    def _views(self, prompt: Prompt, engines: Sequence[Engine], now: float) -> list[EngineView]:
         by_chain: dict[tuple[bytes, int], dict[str, int]] = {}
         views = []
         for engine in engines:
-            root, page_size = engine.info.page_hash_root, engine.info.model.page_size
+            info = engine.info
+            root, page_size = info.page_hash_root, info.model.page_size
             matched = by_chain.get((root, page_size))
             if matched is None:
-                # An engine never takes the last prompt token from its cache.
-                reusable = prompt.hashes(root, page_size)[: (len(prompt) - 1) // page_size]
-                matched = by_chain[root, page_size] = self.fleet.directory.match(reusable, now)
-            views.append(_view(engine, matched.get(engine.engine_id, 0), now))
+                matched = self.fleet.directory.match(prompt.reusable(root, page_size), now)
+                by_chain[root, page_size] = matched
+            load, report = engine.load, engine.load.report
+            views.append(
+                EngineView(
+                    engine_id=engine.engine_id,
+                    matched_pages=matched.get(engine.engine_id, 0),
+                    page_size=page_size,
+                    waiting_tokens=load.waiting_tokens(now),
+                    num_running=load.num_running(now),
+                    pages_in_use=report.pages_in_use,
+                    num_pages=info.num_pages,
+                    prefill_tokens_per_s=report.prefill_tokens_per_s or None,
+                    decode_s_per_sequence=report.decode_s_per_sequence or None,
+                )
+            )
         return views
-
-
-def _view(engine: Engine, matched_pages: int, now: float) -> EngineView:
-    report = engine.load.report
-    return EngineView(
-        engine_id=engine.engine_id,
-        matched_pages=matched_pages,
-        page_size=engine.info.model.page_size,
-        waiting_tokens=engine.load.waiting_tokens(now),
-        num_running=engine.load.num_running(now),
-        pages_in_use=report.pages_in_use,
-        num_pages=engine.info.num_pages,
-        prefill_tokens_per_s=report.prefill_tokens_per_s or None,
-        decode_s_per_sequence=report.decode_s_per_sequence or None,
-    )

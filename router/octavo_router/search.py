@@ -6,29 +6,26 @@ import asyncio
 import time
 from collections.abc import Collection, Iterator
 
-from octavo.attributes import Span
 from octavo.errors import OctavoError, Unavailable
-from opentelemetry import trace
 
 from octavo_router.fleet import Engine
 from octavo_router.journal import Journal
 from octavo_router.kind import EngineKind
 from octavo_router.policy import Cost
-from octavo_router.route_span import route_attributes
+from octavo_router.route_span import Decision
 from octavo_router.routing import Route, Routing
 from octavo_router.work import Placed, Work
 
 
 class Search:
-    """For one request. `kind` is that of the engine that has it, or had it last; `route_s` the time spent on decisions."""
+    """For one request. `kind` is that of the engine that has it, or had it last."""
 
-    def __init__(self, work: Work, journal: Journal, *, routing: Routing, tracer: trace.Tracer) -> None:
+    def __init__(self, work: Work, journal: Journal, *, routing: Routing) -> None:
         self.kind: EngineKind | None = None
-        self.route_s = 0.0
+        self.decisions: list[Decision] = []
         self._work = work
         self._journal = journal
         self._routing = routing
-        self._tracer = tracer
 
     @property
     def changed(self) -> asyncio.Event:
@@ -88,17 +85,17 @@ class Search:
         return self.kind if self._journal.is_committed else None
 
     def _route(self, excluded: Collection[tuple[str, int]]) -> Route:
-        started_at = time.perf_counter()
+        started_ns, started_at = time.time_ns(), time.perf_counter()
         running = [choice for choice in self._journal.choices if choice.ending is None]
-        with self._tracer.start_as_current_span(Span.ROUTER_ROUTE, record_exception=False) as span:
-            route = self._routing.route(
-                self._work.prompt,
-                room=self._work.room,
-                num_committed=max((len(choice.token_ids) for choice in running), default=0),
-                kind=self._bound_kind,
-                excluded=excluded,
-            )
-            if span.is_recording():
-                span.set_attributes(route_attributes(route, self._journal.num_attempts))
-        self.route_s += time.perf_counter() - started_at
+        route = self._routing.route(
+            self._work.prompt,
+            room=self._work.room,
+            num_committed=max((len(choice.token_ids) for choice in running), default=0),
+            kind=self._bound_kind,
+            excluded=excluded,
+        )
+        seconds = time.perf_counter() - started_at
+        self.decisions.append(
+            Decision(route=route, attempt=self._journal.num_attempts, started_ns=started_ns, seconds=seconds)
+        )
         return route

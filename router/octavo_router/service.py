@@ -83,7 +83,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
             record_exception=False,
             set_status_on_exception=False,
         ) as span:
-            account = Account(span, self._metrics, request_id=call.request_id, router_id=self._router_id)
+            account = Account(span, self._metrics, self._tracer, request_id=call.request_id, router_id=self._router_id)
             failure: str | None = "internal"
             try:
                 with self._admission.enter() as place:
@@ -152,13 +152,12 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         if not request.HasField("resume"):
             place.announce(_demand(call, request.sampling, request.priority))
         work = self._work(request, call, await self._tokenize(request.input, account))
-        await self._take_turn(place, work, _demand(call, work.sampling, work.priority))
+        await self._take_turn(place, work, _demand(call, work.sampling, work.priority), account)
         dispatch = Dispatch(
             work,
             routing=self._routing,
             detokenizer=self._tokenizer.tokenizer.detokenizer,
             limits=self._dispatch_limits,
-            tracer=self._tracer,
         )
         account.dispatched(dispatch, work.sampling.seed)
         responses = Responses(request, work, dispatch, trace_id)
@@ -172,7 +171,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
                 elif isinstance(event, ChoiceEnded):
                     account.ended(event.ending)
 
-    async def _take_turn(self, place: Place, work: Work, demand: Demand) -> None:
+    async def _take_turn(self, place: Place, work: Work, demand: Demand, account: Account) -> None:
         if work.resumed is not None:
             place.go_on(demand, work.prompt)
         elif not place.ask(demand, work.prompt):
@@ -180,14 +179,12 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
                 span.set_attribute(Attribute.SERVICE_CLASS, demand.service_class.value)
                 span.set_attribute(Attribute.EXPECTED_TOKENS, place.expected_tokens)
                 await place.wait()
-        trace.get_current_span().set_attribute(Attribute.QUEUE_S, place.waited_s)
+        account.had_turn(place.waited_s)
 
     async def _tokenize(self, message: inference_pb2.Input, account: Account) -> list[int]:
-        started_at = time.perf_counter()
-        with self._tracer.start_as_current_span(Span.ROUTER_TOKENIZE, record_exception=False) as span:
-            token_ids = await self._encode(message)
-            span.set_attribute(Attribute.INPUT_TOKENS, len(token_ids))
-        account.tokenized(len(token_ids), time.perf_counter() - started_at)
+        started_ns, started_at = time.time_ns(), time.perf_counter()
+        token_ids = await self._encode(message)
+        account.tokenized(len(token_ids), started_ns, time.perf_counter() - started_at)
         return token_ids
 
     async def _encode(self, message: inference_pb2.Input) -> list[int]:
@@ -197,7 +194,9 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         if kind == "chat":
             messages = [Message(each.role, each.content) for each in message.chat.messages]
             return await self._tokenizer.encode_chat(messages)
-        return list(message.tokens.ids)
+        token_ids = message.tokens.ids[:]
+        validation.check_token_ids(token_ids, vocab_size=self._limits.vocab_size)
+        return token_ids
 
     def _work(self, request: inference_pb2.GenerateRequest, call: Call, token_ids: list[int]) -> Work:
         max_tokens, room = self._output_limits(request.sampling.max_tokens, len(token_ids))
@@ -240,9 +239,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
             raise NotFound("model_not_found", f"no such model here; this router serves {self._model_name!r}")
 
     def _check_input(self, message: inference_pb2.Input) -> None:
-        validation.check_input(
-            message, max_prompt_bytes=self._limits.max_prompt_bytes, vocab_size=self._limits.vocab_size
-        )
+        validation.check_input(message, max_prompt_bytes=self._limits.max_prompt_bytes)
 
     def _output_limits(self, asked: int, num_prompt: int) -> tuple[int, int]:
         """Return the most output tokens of a request, and for how many of them its engine must have room.

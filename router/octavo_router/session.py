@@ -138,13 +138,13 @@ class LinkSession:
                 for attempt in attempts:
                     attempt.lose("engine_lost")
 
-    def submit(self, message: engine_pb2.Submit, attempt: Attempt) -> int:
-        """Send a request under a new stream id."""
-        message.stream_id = self._next_stream_id
+    def submit(self, message: engine_pb2.LinkRequest, attempt: Attempt) -> int:
+        """Send a `submit` under a new stream id."""
+        stream_id = message.submit.stream_id = self._next_stream_id
         self._next_stream_id += 1
-        self.attempts[message.stream_id] = attempt
-        self._send(engine_pb2.LinkRequest(submit=message))
-        return message.stream_id
+        self.attempts[stream_id] = attempt
+        self._send(message)
+        return stream_id
 
     def cancel(self, stream_id: int, attempt: Attempt) -> None:
         """Give a request up; what still comes for it is dropped. Does nothing for one that is over."""

@@ -13,7 +13,7 @@ from octavo_router.load import Placement
 class Stay:
     """Begins when the request is sent. Everything is harmless after the engine is lost."""
 
-    def __init__(self, engine: Engine, message: engine_pb2.Submit, attempt: Attempt) -> None:
+    def __init__(self, engine: Engine, message: engine_pb2.LinkRequest, attempt: Attempt) -> None:
         """Send the request.
 
         Raises:

@@ -62,7 +62,7 @@ class Tokenizer:
     def encode_text(self, text: str) -> list[int]:
         """Return the ids of plain text, with the special tokens that the tokenizer adds by itself."""
         if self._frame is None or not text:
-            return list(self._fast.encode(text, add_special_tokens=True).ids)
+            return _ids(self._fast, text, add_special_tokens=True)
         before, after = self._frame
         return before + self._encode_pieces(text) + after
 
@@ -94,10 +94,10 @@ class Tokenizer:
         return ids
 
     def _encode_control(self, piece: str) -> list[int]:
-        return list(self._fast.encode(piece, add_special_tokens=False).ids)
+        return _ids(self._fast, piece, add_special_tokens=False)
 
     def _encode_text_only(self, piece: str) -> list[int]:
-        return list(self._plain.encode(piece, add_special_tokens=False).ids)
+        return _ids(self._plain, piece, add_special_tokens=False)
 
     def _encode_marked(self, rendered: str, reveal: Callable[[str], str]) -> list[int]:
         ids: list[int] = []
@@ -162,10 +162,15 @@ class _Marks:
         return f"{self._open}{len(self._hidden) - 1}\ue001"
 
 
+def _ids(fast: FastTokenizer, text: str, *, add_special_tokens: bool) -> list[int]:
+    # The "fast" kind leaves out where in the text each token lies: a fifth of the time. It exists for batches only.
+    return list(fast.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids)
+
+
 def _frame(fast: FastTokenizer) -> tuple[list[int], list[int]] | None:
     """Return the ids that a tokenizer puts before and after every text by itself; None if it does something else."""
-    bare = list(fast.encode(_PROBE, add_special_tokens=False).ids)
-    framed = list(fast.encode(_PROBE, add_special_tokens=True).ids)
+    bare = _ids(fast, _PROBE, add_special_tokens=False)
+    framed = _ids(fast, _PROBE, add_special_tokens=True)
     for start in range(len(framed) - len(bare) + 1 if bare else 0):
         if framed[start : start + len(bare)] == bare:
             return framed[:start], framed[start + len(bare) :]

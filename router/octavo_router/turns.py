@@ -15,7 +15,7 @@ from typing import Final, Protocol
 from octavo.errors import OctavoError, Unavailable
 
 from octavo_router.admission_queue import AdmissionQueue, Dropped
-from octavo_router.fair_queue import Ticket
+from octavo_router.fair_queue import ServiceClass, Ticket
 from octavo_router.metrics import RouterMetrics
 from octavo_router.pace import Spent
 from octavo_router.routing import Prompt
@@ -63,6 +63,9 @@ class Turns:
         self.gate = gate
         self.clock = clock
         self._metrics = metrics
+        # Looked up once: every request is counted.
+        self._waits = {each: metrics.queue_wait.labels(each.value) for each in ServiceClass}
+        self._queued = {each: metrics.queued.labels(each.value) for each in ServiceClass}
         self._no_engine_s = no_engine_s
         self._waiting: dict[Ticket, asyncio.Future[OctavoError | None]] = {}
         self._placing: tuple[Ticket, float] | None = None  # had its turn, and when
@@ -103,7 +106,7 @@ class Turns:
         """Give a request its turn, whoever waits."""
         now = self.clock()
         self.queue.start(ticket, now)
-        self._metrics.queue_wait.labels(ticket.service_class.value).observe(now - ticket.arrived_at)
+        self._waits[ticket.service_class].observe(now - ticket.arrived_at)
 
     async def wait(self, ticket: Ticket) -> None:
         """Wait for the turn of a request.
@@ -182,7 +185,7 @@ class Turns:
 
     def _show(self) -> None:
         for service_class, num_tickets in self.queue.num_queued.items():
-            self._metrics.queued.labels(service_class.value).set(num_tickets)
+            self._queued[service_class].set(num_tickets)
 
 
 def _raise_error(turn: asyncio.Future[OctavoError | None]) -> bool:

@@ -48,7 +48,7 @@ def check_generate(request: inference_pb2.GenerateRequest, *, max_prompt_bytes: 
     Raises:
         InvalidRequest: the first field found wrong.
     """
-    check_input(request.input, max_prompt_bytes=max_prompt_bytes, vocab_size=vocab_size)
+    check_input(request.input, max_prompt_bytes=max_prompt_bytes)
     check_sampling(request.sampling, vocab_size=vocab_size)
     _check_stops(request.sampling.stop)
     if request.priority not in types_pb2.Priority.values():
@@ -79,8 +79,8 @@ def check_resume(resume: inference_pb2.Resume, sampling: types_pb2.SamplingParam
             raise InvalidRequest(INVALID_RESUME, "must be set to Accepted.seed", field="sampling.seed")
 
 
-def check_input(message: inference_pb2.Input, *, max_prompt_bytes: int, vocab_size: int) -> None:
-    """Check what to generate from.
+def check_input(message: inference_pb2.Input, *, max_prompt_bytes: int) -> None:
+    """Check what to generate from, but for its token ids.
 
     Raises:
         InvalidRequest: nothing is set, or something is too large or impossible.
@@ -91,9 +91,24 @@ def check_input(message: inference_pb2.Input, *, max_prompt_bytes: int, vocab_si
     elif kind == "chat":
         _check_chat(message.chat, max_prompt_bytes)
     elif kind == "tokens":
-        _check_tokens(message.tokens, max_prompt_bytes, vocab_size)
+        _check_tokens(message.tokens, max_prompt_bytes)
     else:
         raise InvalidRequest("missing_input", "set input.text, input.chat or input.tokens", field="input")
+
+
+def check_token_ids(token_ids: Sequence[int], *, vocab_size: int) -> None:
+    """Check the token ids of a prompt.
+
+    Raises:
+        InvalidRequest: the model has not all of them.
+    """
+    largest = max(token_ids)
+    if largest >= vocab_size:
+        raise InvalidRequest(
+            "invalid_token_id",
+            f"token id {largest} is not below the vocabulary size {vocab_size}",
+            field="input.tokens.ids",
+        )
 
 
 def check_prompt_len(num_tokens: int, *, max_model_len: int) -> None:
@@ -127,16 +142,11 @@ def _check_chat(chat: inference_pb2.ChatInput, max_prompt_bytes: int) -> None:
     _check_bytes(sum(len(message.content.encode()) for message in chat.messages), max_prompt_bytes, field)
 
 
-def _check_tokens(tokens: inference_pb2.TokenInput, max_prompt_bytes: int, vocab_size: int) -> None:
+def _check_tokens(tokens: inference_pb2.TokenInput, max_prompt_bytes: int) -> None:
     field = "input.tokens.ids"
     if not tokens.ids:
         raise InvalidRequest("empty_prompt", "the prompt has no tokens", field=field)
     _check_bytes(4 * len(tokens.ids), 4 * max_prompt_bytes, field)
-    largest = max(tokens.ids)
-    if largest >= vocab_size:
-        raise InvalidRequest(
-            "invalid_token_id", f"token id {largest} is not below the vocabulary size {vocab_size}", field=field
-        )
 
 
 def _check_resumed_choice(choice: inference_pb2.ResumedChoice, max_tokens: int, field: str, vocab_size: int) -> None:

@@ -34,6 +34,18 @@ async def test_trace_of_the_client_goes_on_through_the_router_to_the_engine(new_
     assert engine.submits[0].traceparent == f"00-{TRACE_ID}-{generate.context.span_id:016x}-01"
 
 
+async def test_spans_that_are_made_in_the_end_say_when_it_was(new_engine, new_router):
+    router = await new_router(await new_engine("e1"))
+    await router.generate([20] * 12)
+    spans = await spans_of(router)
+    generate, route, tokenize = (spans[name] for name in ("router.generate", "router.route", "router.tokenize"))
+    assert generate.start_time <= tokenize.start_time <= tokenize.end_time
+    assert tokenize.start_time <= route.start_time <= route.end_time
+    first_token = next(event for event in generate.events if event.name == "octavo.first_token")
+    assert route.start_time <= first_token.timestamp <= generate.end_time
+    assert tokenize.attributes["gen_ai.usage.input_tokens"] == 12
+
+
 async def test_spans_say_what_was_asked_and_why_the_engine_was_chosen(new_engine, new_router):
     engines = [await new_engine("e1"), await new_engine("e2")]
     router = await new_router(*engines)

@@ -59,6 +59,23 @@ def test_match_counts_leading_pages_of_all_engines_at_once():
     assert directory.match([], 0.0) == {"a": 0, "b": 0, "c": 0}
 
 
+def test_match_reads_no_further_than_the_longest_prefix_that_is_held():
+    directory = joined("a", "b")
+    directory.apply("a", EngineCache().change([1, 2]))
+    hashes = iter([1, 2, 3, 4, 5])
+    assert directory.match(hashes, 0.0) == {"a": 2, "b": 0}
+    assert list(hashes) == [4, 5]
+
+
+def test_pages_that_are_resident_and_predicted_match_as_one_prefix():
+    directory = joined("a", "b")
+    directory.apply("a", EngineCache().change([1, 3]))
+    directory.predict("a", [2, 4], 0.0)
+    directory.predict("b", [1, 2], 0.0)
+    assert directory.match([1, 2, 3, 4, 5], 0.0) == {"a": 4, "b": 2}
+    directory.check()
+
+
 def test_evicted_page_ends_the_match():
     directory, cache = joined("a"), EngineCache()
     directory.apply("a", cache.change([1, 2, 3]))
@@ -126,6 +143,59 @@ def test_prediction_that_is_renewed_lives_on():
     directory.predict("a", [1], 4.0)
     assert directory.match([1], 6.0) == {"a": 1}
     assert directory.match([1], 9.0) == {"a": 0}
+
+
+class Unmade(list):
+    """Hashes that note when they are read."""
+
+    reads = 0
+
+    def __getitem__(self, index):
+        self.reads += 1
+        return super().__getitem__(index)
+
+
+def test_predicted_pages_are_read_when_somebody_looks_or_when_told_to():
+    directory = joined("a")
+    looked, told = Unmade([1]), Unmade([2])
+    directory.predict("a", looked, 0.0)
+    assert looked.reads == 0
+    assert directory.match([1], 0.0) == {"a": 1}
+    directory.predict("a", told, 0.0)
+    directory.settle()
+    directory.settle()
+    assert (looked.reads, told.reads) == (1, 1)
+
+
+def test_eviction_ends_a_prediction_that_nobody_has_read_yet():
+    directory, cache = joined("a"), EngineCache()
+    directory.apply("a", cache.change([1]))
+    directory.predict("a", [1], 0.0)
+    directory.apply("a", cache.change([], [1]))
+    assert directory.match([1], 0.0) == {"a": 0}
+
+
+def test_no_more_pages_are_predicted_than_there_is_room_for(monkeypatch):
+    monkeypatch.setattr("octavo_router.directory.MAX_PREDICTIONS", 3)
+    directory = joined("a")
+    directory.predict("a", [1, 2], 0.0)
+    directory.predict("a", [3, 4], 1.0)
+    directory.predict("a", [5], 1.0)
+    assert directory.match([1, 2, 3, 4], 1.0) == {"a": 3}
+    directory.predict("a", [5, 6, 7], PREDICTION_TTL_S)
+    assert directory.match([5, 6, 7], PREDICTION_TTL_S) == {"a": 2}, "the first two are over, the third is not"
+    directory.check()
+
+
+def test_prediction_of_an_engine_that_left_is_not_taken_for_its_successor():
+    directory = joined("a")
+    directory.predict("a", [1], 0.0)
+    directory.leave("a")
+    directory.join("b", 1)
+    directory.predict("b", [1], 0.0)
+    assert directory.match([1], 1.0) == {"b": 1}
+    assert directory.match([1], PREDICTION_TTL_S) == {"b": 0}
+    directory.check()
 
 
 @given(

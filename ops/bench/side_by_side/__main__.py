@@ -1,6 +1,7 @@
 """Runs the same engines, prompts and faults behind Octavo's router and behind the gateway smg.
 
     python ops/bench/side_by_side --smg PATH/TO/smg --output ops/bench/results/side-by-side.jsonl
+    python ops/bench/side_by_side --smg PATH/TO/smg --pace 20:0.2:0.5      # engines that wait instead of computing
     python ops/bench/side_by_side --render        # writes the newest results into docs/side-by-side.md
 
 Contenders take turns within each round, so that a slow minute meets both. One JSON line per contender, workload and metric.
@@ -23,6 +24,7 @@ from loads import Load, parse_load
 from octavo.model_directory import DEFAULT_MODEL, served_name
 from octavo_client.bench.results import Result, ResultFile
 from octavo_client.stack import StackFailed
+from pace import Pace
 from report import PREFIX, render
 
 ROOT: Final = Path(__file__).resolve().parents[3]
@@ -49,6 +51,7 @@ async def _run(arguments: argparse.Namespace) -> None:
         model=arguments.model,
         num_engines=arguments.engines,
         threads=arguments.threads,
+        pace=arguments.pace,
         engine_flags=tuple(arguments.engine_flags.split()),
         router_flags=tuple(arguments.router_flags.split()),
         smg=arguments.smg,
@@ -111,7 +114,7 @@ def _results(
         "variant": name.partition("-")[2],
         "target": "router",
         "shape": details["model"],
-        "workload": f"{PREFIX}{work.name}",
+        "workload": f"{PREFIX}{work.name}{details['pace'] and '@' + details['pace']}",
         "details": {key: value for key, value in details.items() if key != "model"},
     }
     metrics = list(dict.fromkeys(metric for figures in runs for metric in figures))
@@ -127,6 +130,7 @@ def _details(setup: Setup, arguments: argparse.Namespace, work: Work) -> dict[st
         "model": served_name(setup.model),
         "num_engines": setup.num_engines,
         "threads": setup.threads,
+        "pace": str(setup.pace or ""),
         "engine_flags": " ".join(setup.engine_flags),
         "router_flags": " ".join(setup.router_flags),
         "smg_version": _smg_version(setup.smg),
@@ -162,6 +166,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--model", default=DEFAULT_MODEL, help="what the engines serve")
     add("--engines", type=int, default=2, help="number of engines")
     add("--threads", type=int, default=1, help="CPU threads of each engine")
+    add("--pace", type=Pace.read, help="STEP:PREFILL:DECODE ms: engines wait so long instead of computing (pace.py)")
     add("--engine-flags", default="", help="added to each engine's command line")
     add("--router-flags", default="", help="added to the Octavo router's command line")
     add("--rounds", type=int, default=3, help="times that each contender runs each workload")

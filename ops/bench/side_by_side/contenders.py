@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import sys
 import tempfile
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
@@ -18,6 +19,7 @@ from octavo_client import OctavoClient
 from octavo_client.child import Child
 from octavo_client.stack import LocalStack
 from octavo_client.stack_options import StackOptions, engine_name
+from pace import VARIABLE, Pace
 from targets import Answer, Ask, octavo_target, openai_target
 
 CONTENDERS: Final = ("octavo", "smg", "smg-tuned")
@@ -29,6 +31,7 @@ SMG_TUNED: Final = (
 )
 """Flags of the gateway with which it notices load and silent engines sooner than by default."""
 START_LIMIT_S: Final = 180.0
+_TIMED_ENGINE: Final = (sys.executable, "-P", str(Path(__file__).with_name("timed_engine.py")))
 _POLL_S: Final = 0.1
 _WARM_UP_TOKENS: Final = 8
 _FINISHED: Final = b'"event": "request_finished"'
@@ -44,6 +47,7 @@ class Setup:
 
     Attributes:
         model: directory, default model's name or random shape.
+        pace: engines take this time for their steps instead of computing; None: they compute.
         engine_flags: added to each engine's command line.
         smg: the gateway's program.
         smg_flags: added to its command line.
@@ -52,6 +56,7 @@ class Setup:
     model: str
     num_engines: int
     threads: int
+    pace: Pace | None = None
     engine_flags: tuple[str, ...] = ()
     router_flags: tuple[str, ...] = ()
     smg: str = "smg"
@@ -96,6 +101,7 @@ async def started(name: str, setup: Setup) -> AsyncGenerator[Contender]:
         StackFailed: an engine does not start.
     """
     with tempfile.TemporaryDirectory(prefix="side-by-side-") as folder:
+        timed = {} if setup.pace is None else {"engine_command": _TIMED_ENGINE}
         options = StackOptions(
             state_directory=Path(folder),
             model=setup.model,
@@ -105,6 +111,8 @@ async def started(name: str, setup: Setup) -> AsyncGenerator[Contender]:
             engine_flags=("--vllm-service", *setup.engine_flags),
             router_flags=setup.router_flags,
             start_timeout_s=START_LIMIT_S,
+            environment=os.environ | ({} if setup.pace is None else {VARIABLE: str(setup.pace)}),
+            **timed,
         )
         async with LocalStack(options) as stack:
             if name == "octavo":

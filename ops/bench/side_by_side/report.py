@@ -32,24 +32,26 @@ def _tables(lines: list[dict[str, Any]]) -> list[str]:
 
 
 def _table(workload: str, lines: list[dict[str, Any]]) -> str:
-    engines = sorted({_name(line) for line in lines})
+    columns = sorted({_name(line) for line in lines})
     cells: dict[str, dict[str, str]] = {}
     for line in lines:
         metric = line.get("metric", "error")
         cells.setdefault(metric, {})[_name(line)] = line.get("error") or f"{line['value']:g}"
     first = lines[0]
-    title = f"`{workload.removeprefix(PREFIX)}`: {first['shape']}, {first['num_engines']} engines"
+    name, _, pace = workload.removeprefix(PREFIX).partition("@")
+    engines = f"{first['num_engines']} engines" + (f" timed at {pace} ms" if pace else f" of {first['shape']}")
+    title = f"`{name}`: {engines}"
     clients = f", {first['concurrency']} clients" if "concurrency" in first else ""
     rounds = max(len(line.get("runs", ())) for line in lines)
     median = f"median of {rounds} rounds" if rounds > 1 else "one round"
     rows = [
         f"{title}{clients}, {first['hardware']}, {median}",
         "",
-        "| metric | " + " | ".join(engines) + " |",
-        "| --- |" + " ---: |" * len(engines),
+        "| metric | " + " | ".join(columns) + " |",
+        "| --- |" + " ---: |" * len(columns),
     ]
     rows += [
-        f"| {metric} | " + " | ".join(values.get(engine, "-") for engine in engines) + " |"
+        f"| {metric} | " + " | ".join(values.get(engine, "-") for engine in columns) + " |"
         for metric, values in cells.items()
     ]
     return "\n".join(rows)

@@ -88,7 +88,7 @@ async def test_an_engine_serves_on_when_redis_dies_and_joins_again_when_it_is_ba
         assert link.tokens[1, 0] == expected_tokens(list(range(100, 164)), 8)
         await link.next("pages", lambda m: m.pages.num_resident)
 
-    with ValkeyServer(port=port) as again:
+    with new_valkey(port=port) as again:
         announced.lines.clear()
         await announced.logged("redis_up")
         store = redis.asyncio.Redis(port=again.port)

@@ -145,6 +145,8 @@ async def test_documented_users_suffice_and_ask_for_nothing_that_they_may_not(sh
     ],
 )
 async def test_documented_users_can_do_nothing_else(user, command, shared, admin):
+    if command[:2] == ["XADD", KEYS.fleet] and (await admin.info("server"))["redis_version"].startswith("6."):
+        pytest.skip("before Redis 7 a key is open to all commands of a user or to none")
     async with redis.asyncio.Redis(port=shared.port, username=user, password="SECRET") as client:
         with pytest.raises(NoPermissionError):
             await client.execute_command(*command)

@@ -6,7 +6,7 @@ The duration of a step is modelled as
 
 with coefficients fitted to observed steps, old ones fading away. What counts is the error relative to a step's duration:
 else a single step that took seconds (it compiled a kernel) would outweigh hundreds of good ones. While sequences decode, a step takes as many prefill
-tokens as keep t within the target for the gap between two tokens, or as take twice as long as the decodes; otherwise, and before
+tokens as keep t within the target for the gap between two tokens, or as take as long as the decodes; otherwise, and before
 the fit is of use, as many as the limit allows. Prefill always gets a minimum, so that a tight target slows it down and
 never stops it.
 """
@@ -99,9 +99,9 @@ class StepBudget:
         if self._itl_target_s is None or num_decodes == 0 or prefill_rate == 0.0:
             return hard_room
         decode_s = self._predict(0, num_decodes)
-        # Where decodes alone come near the target or miss it, prefill gets twice as long as they take: a step at most
-        # trebles, and prompts are not fed in crumbs that cost the machine its rate.
-        spare_s = max(self._itl_target_s - decode_s, 2 * decode_s)
+        # Where decodes alone come near the target or miss it, prefill gets as long as they take: a step at most doubles,
+        # and prompts are not fed in crumbs that cost the machine its rate.
+        spare_s = max(self._itl_target_s - decode_s, decode_s)
         room = min(self._enough_prefill, int(spare_s * prefill_rate))
         whole = round((room + num_decodes) / self._granule) * self._granule - num_decodes
         return min(hard_room, max(self.min_chunk, whole if whole > 0 else room))

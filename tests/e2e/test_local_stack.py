@@ -78,10 +78,16 @@ async def test_streamed_text_is_the_detokenized_greedy_output(stack: LocalStack)
 
 
 async def test_chat_goes_through_the_models_template(stack: LocalStack) -> None:
-    messages = [Message(role="user", content="What is two plus two? Answer with one number.")]
+    question = "What is the capital of France?"
+    tokenizer = transformers.AutoTokenizer.from_pretrained(resolve_model())
+    rendered = tokenizer.apply_chat_template(
+        [{"role": "user", "content": question}], add_generation_prompt=True, tokenize=False
+    )
+    messages = [Message(role="user", content=question)]
     async with OctavoClient(stack.router.address) as client:
         chat = await client.chat(messages, sampling=Sampling(temperature=0.0, max_tokens=24)).completion()
-    assert "4" in chat.text or "four" in chat.text.lower()
+    assert chat.usage.prompt_tokens == len(tokenizer.encode(rendered, add_special_tokens=False))
+    assert "Paris" in chat.text
 
 
 async def test_requests_reach_the_engine_that_holds_their_prefix(stack: LocalStack) -> None:

@@ -11,7 +11,7 @@ construction up to the row's place in the tile, and is probed again.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -150,10 +150,12 @@ class CpuLinear:
     def _find_way(self, packed: torch.Tensor, streamed: np.ndarray[Any, Any] | None, shape: torch.Size) -> _Way:
         if not self._exact:
             return _Way(_K_BLOCKS[0] if streamed is not None else None)
-        x = torch.randn(max(_PROBED_ROWS), shape[1], generator=torch.Generator().manual_seed(0)).to(self._dtype)
+        generator = torch.Generator().manual_seed(0)
+        probe, cancelling = _cancelling(shape, self._dtype, generator)
+        x = torch.randn(max(_PROBED_ROWS), shape[1], generator=generator).to(self._dtype)
         for tile_rows, least_rows in self._forms:
             linear = PackedLinear(
-                packed=packed,
+                packed=_pack(cancelling),
                 streamed=None,
                 bias=None,
                 height=shape[0],
@@ -161,9 +163,9 @@ class CpuLinear:
                 tile_rows=tile_rows,
                 least_rows=least_rows,
             )
-            reference = self.apply(x, linear)
-            if not self._rows_are_independent(x, linear, reference):
+            if not self._rows_are_independent(probe, linear):
                 continue
+            reference = self.apply(x, replace(linear, packed=packed))
             for k_block in _K_BLOCKS:
                 if self._streams_alike(x, streamed, k_block, reference):
                     return _Way(k_block, tile_rows, least_rows)
@@ -181,12 +183,32 @@ class CpuLinear:
             for rows in (_FEW_ROWS, 1, 2, 3, 7, _FEW_ROWS - 1)
         )
 
-    def _rows_are_independent(self, x: torch.Tensor, linear: PackedLinear, reference: torch.Tensor) -> bool:
+    def _rows_are_independent(self, x: torch.Tensor, linear: PackedLinear) -> bool:
+        reference = self.apply(x, linear)
         for rows in _PROBED_ROWS:
             head, tail = self.apply(x[:rows].contiguous(), linear), self.apply(x[-rows:].contiguous(), linear)
             if not (torch.equal(head, reference[:rows]) and torch.equal(tail, reference[-rows:])):
                 return False
         return True
+
+
+def _cancelling(shape: torch.Size, dtype: torch.dtype, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return inputs [most probed rows, in] and a weight [out, in] whose products are nothing but rounding errors.
+
+    The second half of each sum takes the first half back. So another order along K shows in nearly every element, which
+    rounding to bfloat16 would hide in all but a few of an ordinary product.
+    """
+    height, width = shape
+    half, rest = divmod(width, 2)
+
+    def random(rows: int) -> torch.Tensor:
+        return torch.randn(rows, half, generator=generator).to(dtype)
+
+    x, weight, odd = random(max(_PROBED_ROWS)), random(height), torch.zeros(1, rest, dtype=dtype)
+    return (
+        torch.cat([x, x, odd.expand(len(x), rest)], dim=1),
+        torch.cat([weight, -weight, odd.expand(height, rest)], dim=1),
+    )
 
 
 def _pack(weight: torch.Tensor) -> torch.Tensor:

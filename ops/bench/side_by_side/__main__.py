@@ -1,6 +1,6 @@
 """Runs the same engines, prompts and faults behind Octavo's router and behind the gateway smg.
 
-    python ops/bench/side_by_side --smg PATH/TO/smg --output ops/bench/results/side-by-side.jsonl
+    python ops/bench/side_by_side --smg PATH/TO/smg --output ops/bench/results/cpu-side-by-side.jsonl
     python ops/bench/side_by_side --smg PATH/TO/smg --pace 20:0.2:0.5      # engines that wait instead of computing
     python ops/bench/side_by_side --render        # writes the newest results into docs/side-by-side.md
 
@@ -159,7 +159,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="side_by_side", description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--render", action="store_true", help="write the newest results into docs/side-by-side.md, and run nothing")
-    add("--output", type=Path, default=ROOT / "ops/bench/results/side-by-side.jsonl", help="file of results")
+    add("--output", type=Path, default=ROOT / "ops/bench/results/cpu-side-by-side.jsonl", help="file of results")
     add("--smg", default="smg", help="the gateway's program (default: the one on the path)")
     add("--smg-flags", default="", help="added to its command line")
     add("--contender", action="append", choices=CONTENDERS, help="only these (default: all)")

@@ -45,7 +45,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
 async def test_the_suite_measures_both_targets_and_survives_a_failure(model: Path, output: Path) -> None:
     workloads = ["start", "prefill:1:4096", "decode:2:40", "serve:2:16:8"]  # 4096 tokens are too long for the model
     flags = [flag for name in workloads for flag in ("--workload", name)]
-    settings = ["--setting", "kv_memory=16MiB", "--offline-setting", "itl_target_ms=0"]
+    settings = ["--setting", "kv_memory=16MiB", "--setting", "dtype=float32", "--offline-setting", "itl_target_ms=0"]
     result = await bench("--suite", "gpu", "--shape", str(model), "--output", str(output), *flags, *settings)
     assert result.exit_code == 1, result.stderr
     kept = {(line["target"], line["workload"], line.get("metric")): line for line in lines(output)}

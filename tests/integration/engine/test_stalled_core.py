@@ -33,6 +33,8 @@ async def test_core_that_waits_for_credit_is_not_stalled(gated_engine: EnginePro
     async with open_link(gated_engine.stub()) as link:
         await link.submit(a_submit(max_tokens=8))
         await link.credit(1, 4)
+        gate.let_pass(2)
+        await link.until(lambda: len(link.tokens[1, 0]) == 2)  # by now the credit has come, too
         gate.let_pass(100)
         await link.until(lambda: len(link.tokens[1, 0]) == 4)
         paused_at = time.monotonic()

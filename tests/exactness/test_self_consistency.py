@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from octavo.page_hash import token_bytes
+from octavo_engine.backends.cpu_linear import bfloat16_is_fast
 from octavo_engine.offline import OfflineEngine, Output
 from support.core_submit import submit
 from support.gpu import NEEDS_GPU
@@ -28,9 +29,12 @@ Build = Callable[..., OfflineEngine]
 ON_GPU = {"device": "cuda", "dtype": "bfloat16"}
 
 
+NEEDS_BFLOAT16 = pytest.mark.skipif(not bfloat16_is_fast(), reason="needs a CPU with bfloat16 arithmetic")
 NAMES = ("llama", "qwen3", "mistral-window")
-MODELS = [pytest.param((name, {}), id=name) for name in NAMES] + [
-    pytest.param((name, ON_GPU), id=f"{name}-gpu", marks=NEEDS_GPU) for name in NAMES
+MODELS = [
+    *(pytest.param((name, {}), id=name) for name in NAMES),
+    pytest.param(("llama", {"dtype": "bfloat16"}), id="llama-bfloat16", marks=NEEDS_BFLOAT16),
+    *(pytest.param((name, ON_GPU), id=f"{name}-gpu", marks=NEEDS_GPU) for name in NAMES),
 ]
 
 

@@ -58,6 +58,20 @@ def test_a_row_alone_gets_company_where_the_library_would_treat_it_differently(m
     assert torch.equal(products.apply(x[2:3], packed), products.apply(x, packed)[2:3])
 
 
+def test_an_order_that_rounding_to_bfloat16_mostly_hides_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    def split(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """A row alone is summed in two chains."""
+        parts = (x, weight) if len(x) > 1 else (x[:, :1000], weight[:, :1000])
+        total = parts[0].float() @ parts[1].float().T
+        return (total if len(x) > 1 else total + x[:, 1000:].float() @ weight[:, 1000:].float().T).bfloat16()
+
+    monkeypatch.setattr(cpu_linear, "_pack", lambda weight: weight)
+    monkeypatch.setattr(cpu_linear, "_product", split)
+    products = CpuLinear(torch.bfloat16, exact=True, tiles=False, threads=RowThreads(1))
+    packed = products.pack(Linear(weight=torch.randn(4, 2048).bfloat16()))
+    assert packed.least_rows == 2
+
+
 def test_exact_refuses_products_that_depend_on_the_row_count(monkeypatch: pytest.MonkeyPatch) -> None:
     """A product that is not exact is found by the probe, not believed."""
     honest = cpu_linear._product

@@ -5,10 +5,11 @@ The duration of a step is modelled as
     t = floor + per_prefill_token * prefill tokens + per_decode * decoding sequences
 
 with coefficients fitted to observed steps, old ones fading away. What counts is the error relative to a step's duration:
-else a single step that took seconds (it compiled a kernel) would outweigh hundreds of good ones. While sequences decode, a step takes as many prefill
-tokens as keep t within the target for the gap between two tokens, or as take as long as the decodes; otherwise, and before
-the fit is of use, as many as the limit allows. Prefill always gets a minimum, so that a tight target slows it down and
-never stops it.
+else a single step that took seconds (it compiled a kernel) would outweigh hundreds of good ones.
+
+While sequences decode, a step takes as many prefill tokens as keep t within the target for the gap between two tokens, or as
+take as long as the decodes; otherwise, and before the fit is of use, as many as the limit allows. Prefill always gets a minimum,
+so that a tight target slows it down and never stops it.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ _PREFILL_UNIT: Final = 256.0  # features of about equal size keep the fit well c
 _DECODE_UNIT: Final = 16.0
 _DECAY: Final = 0.98  # an observation counts half after 34 more
 _RIDGE: Final = 0.0004  # of all weights: what the data do not tell stays as it was
-_MAX_SURPRISE: Final = 4.0  # a step this much slower than predicted was disturbed: a compilation, a page fault
+# A step this much slower than predicted was disturbed: a compilation, a page fault. One this much faster was done long before
+# it was read, while the host was busy with the step behind it.
+_MAX_SURPRISE: Final = 4.0
 _MIN_OBSERVATIONS: Final = 3
 _CONVERGED: Final = 1e-5  # share of the largest coefficient that a round of the fit may move without another one
 
@@ -110,14 +113,14 @@ class StepBudget:
         """Learn from a step's duration."""
         if seconds <= 0:
             return
-        if self._num_observed >= _MIN_OBSERVATIONS:
-            predicted = self._predict(num_prefill_tokens, num_decodes)
-            seconds = min(seconds, _MAX_SURPRISE * predicted) if predicted > 0 else seconds
+        expected = self._predict(num_prefill_tokens, num_decodes) if self._num_observed >= _MIN_OBSERVATIONS else 0.0
+        if expected > 0:
+            seconds = min(max(seconds, expected / _MAX_SURPRISE), expected * _MAX_SURPRISE)
         self._num_observed += 1
         self._num_prefill_observed += num_prefill_tokens > 0
         self._num_decode_observed += num_decodes > 0
         features = [1.0, num_prefill_tokens / _PREFILL_UNIT, num_decodes / _DECODE_UNIT]
-        weight = 1.0 / seconds**2
+        weight = 1.0 / max(seconds, expected) ** 2
         self._weight = _DECAY * self._weight + weight
         for row, feature in enumerate(features):
             self._moment[row] = _DECAY * self._moment[row] + weight * feature * seconds

@@ -33,6 +33,7 @@ class LoadBoard:
         self._num_sent = 0
         self._sent_tokens: dict[int, int] = {}
         self._taken: dict[int, engine_pb2.Taken] = {}  # by number of the link
+        self._links: dict[str, int] = {}  # router id -> number of its newest link
 
     def open(self, num_pages: int) -> None:
         """Note the pages of a core that has only just begun: all are free."""
@@ -43,13 +44,21 @@ class LoadBoard:
         self._num_sent += 1
         self._sent_tokens[self._num_sent] = num_uncached
 
+    def linked(self, link: int, router_id: str) -> None:
+        """Note a router's new link: its stream ids start again, and those of an older link, not yet known to be dead, mean nothing."""
+        self._taken.pop(self._links.get(router_id, 0), None)
+        self._links[router_id] = link
+
     def took(self, link: int, router_id: str, stream_id: int) -> None:
         """Note the newest request that came over a link, even if it is refused: the load counts all up to it."""
-        self._taken[link] = engine_pb2.Taken(router_id=router_id, stream_id=stream_id)
+        if self._links.get(router_id) == link:
+            self._taken[link] = engine_pb2.Taken(router_id=router_id, stream_id=stream_id)
 
-    def unlinked(self, link: int) -> None:
+    def unlinked(self, link: int, router_id: str) -> None:
         """Forget a link that is gone, and its requests with it."""
         self._taken.pop(link, None)
+        if self._links.get(router_id) == link:
+            del self._links[router_id]
 
     def update(self, step_id: int, report: messages.LoadReport) -> None:
         """Take the core's newest report."""

@@ -46,6 +46,7 @@ class EngineService(engine_pb2_grpc.EngineServiceServicer):
         link = Link(self._switchboard, await read_hello(request_iterator))
         with self._switchboard.plugged(link):
             _log.info("link_opened", **{Log.ROUTER_ID: link.router_id})
+            self._switchboard.load.linked(link.number, link.router_id)
             welcome = engine_pb2.Welcome(engine=info, load=self._switchboard.load.message())
             yield engine_pb2.LinkResponse(welcome=welcome)
             try:
@@ -53,6 +54,7 @@ class EngineService(engine_pb2_grpc.EngineServiceServicer):
                     async for message in messages:
                         yield message
             finally:
+                self._switchboard.load.unlinked(link.number, link.router_id)
                 _log.info("link_closed", **{Log.ROUTER_ID: link.router_id})
 
     async def Generate(  # noqa: N802, D102 - as above

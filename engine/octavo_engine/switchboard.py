@@ -123,7 +123,6 @@ class Switchboard:
             yield
         finally:
             del self._readers[reader.number]
-            self.load.unlinked(reader.number)
             for key in [key for key in self._live if reader_of(key) == reader.number]:
                 self._send(messages.Cancel(key))
 
@@ -157,7 +156,8 @@ class Switchboard:
         if self.idle.is_set():
             self.idle.clear()
             self.last_frame_ns = time.monotonic_ns()  # the core owes frames from now on
-        self.load.sent(max(1, num_prompt - submit.expected_cached_tokens))
+        num_committed = sum(len(choice.token_ids) for choice in submit.committed)
+        self.load.sent(max(1, num_prompt + num_committed - submit.expected_cached_tokens))
         self._send(command)
         return len(self._live[key].open_choices)
 

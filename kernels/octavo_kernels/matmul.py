@@ -132,8 +132,7 @@ def launch_product(
     else:
         num_programs = -(-num_rows // tile.rows) * -(-num_columns // tile.columns)
         form = tile.swapped
-    # The largest power of two of bytes that every row of w has.
-    prefetch = min(tile.prefetch, 1 << (K * w.element_size()).bit_length() - 1) if tile.early and w_tma else 0
+    prefetch = _prefetched(tile, K * w.element_size(), gated=gated) if w_tma else 0
     arguments = (
         _describe(x, x.shape, x.stride(), [tile.rows, tile.depth]) if x_tma else x,
         _describe_weight(w, tile, num_columns, gated=gated) if w_tma else w,
@@ -169,6 +168,13 @@ def launch_product(
 
 # Kernels by what they are specialized for: as many as a model has shapes of weights, times tiles.
 _compiled: dict[tuple[Any, ...], Any] = {}
+
+
+def _prefetched(tile: ProductTile, row_bytes: int, *, gated: bool) -> int:
+    """Return the bytes of each row of w that its programs ask for early, each thread for 16 or more; 0 for none."""
+    parts = max(1, 32 * tile.warps // (tile.columns * (1 + gated)))
+    most = min(tile.prefetch, 1 << row_bytes.bit_length() - 1)  # a power of two that every row has
+    return most if tile.early and most >= 16 * parts else 0
 
 
 def _tile(x: torch.Tensor, w: torch.Tensor, *, exact: bool, gated: bool) -> ProductTile | None:

@@ -114,6 +114,8 @@ class ShortChain:
         if hashes:
             self._last = hashes[-1]
             self._known += short_hashes(hashes)
+        if len(self._known) == self._num_pages:
+            self._token_ids = ()  # notes of a placement outlive the prompt, and need the hashes only
 
 
 class _Rest(Sequence[int]):

@@ -172,7 +172,8 @@ class Dispatch:
     def _start(self, engine: Engine, cost: Cost) -> None:
         attempt = Attempt(self.journal, number=self.journal.num_attempts, wake=self._wake.set)
         message = self._message(attempt.number)
-        message.submit.expected_cached_tokens = max(0, len(self._work.prompt) - cost.uncached_tokens)
+        cached = cost.matched_pages * engine.info.model.page_size
+        message.submit.expected_cached_tokens = max(0, min(cached, len(self._work.prompt) - 1))
         self._stay = Stay(engine, message, attempt)
         self.journal.num_attempts += 1
         # What an earlier engine of another model revision calls the end of a sequence does not count here.

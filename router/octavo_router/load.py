@@ -109,9 +109,11 @@ class EngineLoad:
     def ended(self, placement: Placement) -> None:
         """Note that a request is over at this engine, however it ended."""
         if not placement.is_over:
+            # A report counts a request that waits once, and one that runs by its sequences.
+            counted = placement.num_sequences if placement.is_prefilled else 1
             self.prefilled(placement)
             placement.is_over = True
-            self._ended_sequences += placement.num_sequences if placement.is_reported else 0
+            self._ended_sequences += counted if placement.is_reported else 0
 
     def waiting_tokens(self, now: float) -> int:
         """Prefill tokens ahead of a request that would arrive now."""

@@ -183,8 +183,11 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
 
     async def _tokenize(self, message: inference_pb2.Input, account: Account) -> list[int]:
         started_ns, started_at = time.time_ns(), time.perf_counter()
-        token_ids = await self._encode(message)
-        account.tokenized(len(token_ids), started_ns, time.perf_counter() - started_at)
+        token_ids: list[int] = []
+        try:
+            token_ids = await self._encode(message)
+        finally:
+            account.tokenized(len(token_ids), started_ns, time.perf_counter() - started_at)
         return token_ids
 
     async def _encode(self, message: inference_pb2.Input) -> list[int]:

@@ -146,7 +146,10 @@ class SimulatedEngine:
         """Take a request; the scheduler gets it when the step in flight is over."""
         self._inbox.append(submission)
         sent = submission.placement
-        self._board.took(self._links.setdefault(sent.router_id, len(self._links)), sent.router_id, sent.stream_id)
+        if sent.router_id not in self._links:
+            self._links[sent.router_id] = len(self._links) + 1
+            self._board.linked(self._links[sent.router_id], sent.router_id)
+        self._board.took(self._links[sent.router_id], sent.router_id, sent.stream_id)
         self._board.sent(sent.tokens)
         if not self._is_stepping:
             self._step()

@@ -151,11 +151,11 @@ class CpuLinear:
         if not self._exact:
             return _Way(_K_BLOCKS[0] if streamed is not None else None)
         generator = torch.Generator().manual_seed(0)
-        probe, cancelling = _cancelling(shape, self._dtype, generator)
         x = torch.randn(max(_PROBED_ROWS), shape[1], generator=generator).to(self._dtype)
+        probe, cancelling = _cancelling(shape, self._dtype, generator)
         for tile_rows, least_rows in self._forms:
             linear = PackedLinear(
-                packed=_pack(cancelling),
+                packed=cancelling,
                 streamed=None,
                 bias=None,
                 height=shape[0],
@@ -163,9 +163,10 @@ class CpuLinear:
                 tile_rows=tile_rows,
                 least_rows=least_rows,
             )
-            if not self._rows_are_independent(probe, linear):
+            true = replace(linear, packed=packed)
+            if not (self._rows_are_independent(probe, linear) and self._rows_are_independent(x, true)):
                 continue
-            reference = self.apply(x, replace(linear, packed=packed))
+            reference = self.apply(x, true)
             for k_block in _K_BLOCKS:
                 if self._streams_alike(x, streamed, k_block, reference):
                     return _Way(k_block, tile_rows, least_rows)
@@ -193,22 +194,20 @@ class CpuLinear:
 
 
 def _cancelling(shape: torch.Size, dtype: torch.dtype, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return inputs [most probed rows, in] and a weight [out, in] whose products are nothing but rounding errors.
+    """Return inputs [most probed rows, in] and a packed weight [out, in] whose products are nothing but rounding errors.
 
-    The second half of each sum takes the first half back. So another order along K shows in nearly every element, which
-    rounding to bfloat16 would hide in all but a few of an ordinary product.
+    The second half of each sum takes the first half back, in another order. So another order along K shows in nearly every
+    element, which rounding to bfloat16 would hide in all but a few of an ordinary product.
     """
     height, width = shape
-    half, rest = divmod(width, 2)
-
-    def random(rows: int) -> torch.Tensor:
-        return torch.randn(rows, half, generator=generator).to(dtype)
-
-    x, weight, odd = random(max(_PROBED_ROWS)), random(height), torch.zeros(1, rest, dtype=dtype)
-    return (
-        torch.cat([x, x, odd.expand(len(x), rest)], dim=1),
-        torch.cat([weight, -weight, odd.expand(height, rest)], dim=1),
-    )
+    half = width // 2
+    order = torch.randperm(half, generator=generator)
+    x, weight = torch.zeros(max(_PROBED_ROWS), width, dtype=dtype), torch.zeros(height, width, dtype=dtype)
+    for matrix in (x, weight):
+        matrix[:, :half].normal_(generator=generator)
+        matrix[:, half : 2 * half] = matrix[:, :half][:, order]
+    weight[:, half:].neg_()
+    return x, _pack(weight)
 
 
 def _pack(weight: torch.Tensor) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 Everything else of the engine is real: scheduler, page pool, prefix cache, front, link. Processors stay free for gateways and
 clients, so that engines are the bottleneck and figures repeat, which two engines that compute on a small machine do not allow.
-OCTAVO_TIMED_PACE, has the pace. Run as a program by `timed_engine.py`.
+The pace stands in OCTAVO_TIMED_PACE. Run as a program by `timed_engine.py`.
 """
 
 from __future__ import annotations

@@ -62,6 +62,7 @@ async def test_next_engine_gets_the_output_so_far_as_committed(two, new_router):
         list(count_up()(home.submits[0], choice))[:5] for choice in range(2)
     ]
     assert resumed.attempt == 1
+    assert resumed.expected_cached_tokens == 0, "committed tokens are no cached ones, and this engine has no page"
     assert resumed.prompt_token_ids == home.submits[0].prompt_token_ids
     assert resumed.sampling == home.submits[0].sampling
     assert {choice: len(token_ids) for choice, token_ids in answer.token_ids.items()} == {0: 20, 1: 20}

@@ -46,6 +46,14 @@ async def test_spans_that_are_made_in_the_end_say_when_it_was(new_engine, new_ro
     assert tokenize.attributes["gen_ai.usage.input_tokens"] == 12
 
 
+async def test_tokenizing_that_fails_is_told_too(new_engine, new_router):
+    router = await new_router(await new_engine("e1"))
+    with pytest.raises(grpc.aio.AioRpcError):
+        await router.generate([20, 2**31])
+    spans = await spans_of(router)
+    assert spans["router.tokenize"].end_time >= spans["router.tokenize"].start_time
+
+
 async def test_spans_say_what_was_asked_and_why_the_engine_was_chosen(new_engine, new_router):
     engines = [await new_engine("e1"), await new_engine("e2")]
     router = await new_router(*engines)

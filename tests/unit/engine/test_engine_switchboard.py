@@ -268,13 +268,15 @@ async def test_load_counts_what_is_still_on_its_way_to_the_core() -> None:
 
 async def test_load_counts_a_request_on_its_way_by_what_its_router_expects_to_be_computed() -> None:
     b = Board()
-    for stream_id, expected in ((1, 24), (2, 0), (3, 99)):
-        submit = a_submit(stream_id, num_prompt=30)
+    for stream_id, expected, num_committed in ((1, 14, 0), (2, 0, 0), (3, 99, 0), (4, 14, 5)):
+        submit = a_submit(stream_id, num_prompt=20)
         submit.expected_cached_tokens = expected
+        if num_committed:
+            submit.committed.add(token_ids=[7] * num_committed)
         b.board.submit(b.first, submit)
 
-    assert b.board.load.message().waiting_tokens == 6 + 30 + 1
-    assert [command.expected_cached for command in b.core.commands] == [24, 0, 99]
+    assert b.board.load.message().waiting_tokens == 6 + 20 + 1 + 11
+    assert [command.expected_cached for command in b.core.commands] == [14, 0, 99, 14]
 
 
 async def test_only_open_choices_of_a_request_are_cancelled() -> None:

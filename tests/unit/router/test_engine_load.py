@@ -72,6 +72,14 @@ def test_end_that_the_newest_report_does_not_know_is_taken_off(load):
     assert (load.waiting_tokens(10.8), load.num_running(10.8)) == (20, 1)
 
 
+def test_a_waiting_request_counts_once_however_many_choices_it_will_have(load):
+    placement = load.place(note(1, num_sequences=8), 10.0)
+    assert load.num_running(10.1) == 8
+    load.update(LoadReport(num_waiting=4, step_id=1, taken={"r1": 1}))
+    load.ended(placement)
+    assert load.num_running(10.4) == 3
+
+
 def test_load_is_never_negative(load):
     placement = load.place(note(1), 10.0)
     load.update(LoadReport(step_id=1, taken={"r1": 1}))

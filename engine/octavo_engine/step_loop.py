@@ -35,6 +35,7 @@ QUIET_S: Final = 1.0
 
 A core that is never idle does without: what the loop and the scheduler make has no cycles and needs no collector."""
 
+_SLOW_LAUNCH_S = 0.5  # it compiled or loaded kernels, or captured a graph: everybody's tokens waited for that
 _MAX_FAILURES_IN_A_ROW = 3
 _TOKEN_BYTES = 4
 _FIRST_TOKENS = 16_384  # prompt tokens that keep a device busy while the rest of a burst is taken
@@ -177,8 +178,7 @@ class StepLoop:
         """Launch the planned step; read the oldest one if the pipeline is full or nothing more can be launched."""
         try:
             if plan is not None:
-                started_ns = self._clock()
-                self._launched.append(_Launched(plan, started_ns, self._runner.launch(plan)))
+                self._launch(plan)
             if self._launched and (plan is None or len(self._launched) >= self._runner.depth):
                 return self._read_oldest()
         except Exception as error:  # noqa: BLE001 - the outermost frame of a step: its requests end, the others go on
@@ -186,6 +186,14 @@ class StepLoop:
         self._has_work = bool(self._launched)
         now = self._clock()
         return _Result(self._scheduler.drain(), now, now, 0)
+
+    def _launch(self, plan: StepPlan) -> None:
+        started_ns = self._clock()
+        step = self._runner.launch(plan)
+        seconds = (self._clock() - started_ns) / 1e9
+        if self._runner.depth > 1 and seconds > _SLOW_LAUNCH_S:  # with depth 1 the launch is the step
+            _log.warning("step_launch_slow", seconds=seconds, num_tokens=plan.num_tokens, num_rows=len(plan.rows))
+        self._launched.append(_Launched(plan, started_ns, step))
 
     def _publish(self, result: _Result) -> None:
         """Tell the front what happened, if anything did."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 import tempfile
 import time
@@ -67,11 +68,21 @@ class RouterSession:
         try:
             async with asyncio.timeout(_RUN_LIMIT_S):
                 loop = closed_loop(workload, self._highest_id)
-                return _figures(await self._serve(loop), {"requests": loop.count, "routers": self._routers})
+                before = len(self._slow_launches())
+                result = await self._serve(loop)
+                details: dict[str, Any] = {"requests": loop.count, "routers": self._routers}
+                if slow := self._slow_launches()[before:]:
+                    details |= {"slow_launches": len(slow), "slowest_launch_s": round(max(slow), 3)}
+                return _figures(result, details)
         except LoadFailed as error:
             raise MeasureFailed(str(error)) from None
         except TimeoutError:
             raise MeasureFailed(f"not over after {_RUN_LIMIT_S:.0f} s") from None
+
+    def _slow_launches(self) -> list[float]:
+        """Return how long each step took to launch that the engine found worth a line in its log: seconds."""
+        lines = self._stack.options.log_file(self._engine.engine_id).read_text(encoding="utf-8").splitlines()
+        return [json.loads(line)["seconds"] for line in lines if '"step_launch_slow"' in line]
 
     async def _serve(self, loop: ClosedLoop) -> ServingResult:
         async with load_processes(self._stack.router.address, loop.concurrency) as clients:

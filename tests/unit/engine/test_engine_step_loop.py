@@ -12,6 +12,7 @@ from octavo_engine.pages import PagePool
 from octavo_engine.scheduler import Scheduler, SchedulerConfig
 from octavo_engine.sequence import FinishReason, Sampled, StepPlan
 from octavo_engine.step_loop import BEAT_S, QUIET_S, STEP_FAILED, StepLoop, StepLoopFailed
+from structlog.testing import capture_logs
 from support.core_submit import submit
 from support.fake_core import POISON, FakeRunner, FakeStep, expected_tokens
 
@@ -339,6 +340,15 @@ def test_a_size_that_cannot_be_prepared_ends_the_warm_up_and_nothing_else() -> N
 
     assert len(script.tokens(1)) == 2
     assert not script.frames[-1].load.is_warming
+
+
+def test_a_launch_that_makes_everybody_wait_is_logged(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("octavo_engine.step_loop._SLOW_LAUNCH_S", 0.0)
+    with capture_logs() as logged:
+        run(Script([submit(1, [10, 20], 2)]), FakeRunner(None, depth=2))
+    slow = [entry for entry in logged if entry["event"] == "step_launch_slow"]
+    assert [(entry["num_tokens"], entry["num_rows"]) for entry in slow] == [(2, 1), (1, 1)]
+    assert all(entry["seconds"] > 0 for entry in slow)
 
 
 @pytest.mark.usefixtures("no_collector")

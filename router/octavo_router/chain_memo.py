@@ -6,21 +6,20 @@ these very bytes and no digest of them, so that no two groups can be taken for e
 
 from __future__ import annotations
 
+from array import array
 from collections import OrderedDict
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-# What an entry takes beside the bytes of its key: its objects and its place in the table, and each hash.
+# What an entry takes beside its token ids and hashes: its objects and its place in the table.
 _ENTRY_BYTES: Final = 400
-_HASH_BYTES: Final = 40
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Short hashes of a group's pages, and the full hash of the last one, from which the chain goes on."""
+    """Short hashes of a group's pages, side by side in memory, and the full hash from which the chain goes on."""
 
-    hashes: Sequence[int]
+    hashes: array[int]
     last: bytes
 
 
@@ -63,4 +62,4 @@ class ChainMemo:
 
 
 def _size(key: bytes, group: Group) -> int:
-    return _ENTRY_BYTES + len(key) + _HASH_BYTES * len(group.hashes)
+    return _ENTRY_BYTES + len(key) + group.hashes.itemsize * len(group.hashes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterator, Sequence
 from typing import Final, overload
 
@@ -77,7 +78,7 @@ class ShortChain:
 
     def _remember(self) -> None:
         if self._key is not None:
-            self._memo.remember(self._key, Group(self._known[-GROUP_PAGES:], self._last))
+            self._memo.remember(self._key, Group(array("Q", self._known[-GROUP_PAGES:]), self._last))
             self._key = None
 
     def _add(self, hashes: Sequence[bytes]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from itertools import chain as chained
 from itertools import islice
 
@@ -131,7 +132,7 @@ def test_group_is_remembered_under_its_own_parent_only() -> None:
 
 
 def test_memo_forgets_the_group_that_was_not_used_for_longest() -> None:
-    groups = {bytes([number]): Group((number,), bytes([number])) for number in range(4)}
+    groups = {bytes([number]): Group(array("Q", [number]), bytes([number])) for number in range(4)}
     memo = ChainMemo(3 * 450)  # three of them
     for key in [b"\0", b"\1", b"\2"]:
         memo.remember(key, groups[key])
@@ -142,6 +143,6 @@ def test_memo_forgets_the_group_that_was_not_used_for_longest() -> None:
 
 
 def test_memo_without_room_remembers_nothing() -> None:
-    NO_MEMO.remember(b"key", Group((1,), b"last"))
+    NO_MEMO.remember(b"key", Group(array("Q", [1]), b"last"))
     assert NO_MEMO.find(b"key") is None
     NO_MEMO.check()

@@ -19,7 +19,7 @@ from octavo_router.short_chain import ShortChain
 
 # Prompts that share so many of the first tokens that no engine holds tend to the same engine.
 _KEY_TOKENS: Final = 64
-# For the hashes of prefixes that engines hold; with pages of 16 tokens enough for two and a half million tokens.
+# For the hashes of prefixes that engines hold; with pages of 16 tokens enough for three million tokens.
 _MEMO_BYTES: Final = 16 << 20
 
 

@@ -11,7 +11,7 @@ from octavo.page_hash import chain, chain_of_bytes, short_hashes, token_bytes
 from octavo_router.chain_memo import ChainMemo, Group
 
 # Pages that are hashed, read and remembered at once.
-GROUP_PAGES: Final = 16
+GROUP_PAGES: Final = 32
 # Few at first: that nobody holds a prompt shows at its first page.
 _FIRST_PAGES: Final = 8
 

@@ -11,14 +11,10 @@ from __future__ import annotations
 import hashlib
 import sys
 from array import array
-from collections.abc import Iterator, Sequence
-from typing import overload
+from collections.abc import Sequence
 
 HASH_BYTES = 16
 SHORT_HASH_BYTES = 8
-# Pages that a lazy chain hashes at once. Few at first: that nobody holds a prompt shows at its first page.
-_FIRST_PAGES = 8
-_MORE_PAGES = 32
 
 
 def root_hash(
@@ -63,7 +59,11 @@ def page_hash(parent: bytes, token_ids: Sequence[int]) -> bytes:
 
 def chain(root: bytes, token_ids: Sequence[int], page_size: int) -> list[bytes]:
     """Return the hashes of every full page of `token_ids`, in order; a partial last page has none."""
-    raw = token_bytes(token_ids)
+    return chain_of_bytes(root, token_bytes(token_ids), page_size)
+
+
+def chain_of_bytes(root: bytes, raw: bytes, page_size: int) -> list[bytes]:
+    """Return what `chain` does, for token ids that are bytes already (`token_bytes`)."""
     stride = 4 * page_size
     sha256 = hashlib.sha256  # looked up once: a router hashes the pages of every prompt
     hashes: list[bytes] = []
@@ -72,71 +72,6 @@ def chain(root: bytes, token_ids: Sequence[int], page_size: int) -> list[bytes]:
         parent = sha256(parent + raw[start : start + stride]).digest()[:HASH_BYTES]
         hashes.append(parent)
     return hashes
-
-
-class ShortChain:
-    """The short hashes of the full pages of a prompt, hashed no further than somebody has read.
-
-    Whoever looks for the prompt stops at the first page that nobody holds; what lies behind it need not be hashed for that.
-    """
-
-    def __init__(self, root: bytes, token_ids: Sequence[int], page_size: int) -> None:
-        self._token_ids = token_ids
-        self._page_size = page_size
-        self._num_pages = len(token_ids) // page_size
-        self._last = root  # hash of the last page that is known, or the root
-        self._known: list[int] = []
-
-    def __len__(self) -> int:
-        return self._num_pages
-
-    def __iter__(self) -> Iterator[int]:
-        start = 0
-        while start < self._num_pages:
-            if start == len(self._known):
-                self._extend(_MORE_PAGES if start else _FIRST_PAGES)
-            known = self._known[start:]
-            yield from known
-            start += len(known)
-
-    def after(self, num_pages: int) -> Sequence[int]:
-        """Return the hashes of all pages but the first `num_pages`; they too are made when they are read."""
-        return _Rest(self, num_pages)
-
-    def whole(self) -> list[int]:
-        """Hash what is not hashed yet, and return all of it."""
-        self._extend(self._num_pages - len(self._known))
-        return self._known
-
-    def _extend(self, num_pages: int) -> None:
-        start = len(self._known) * self._page_size
-        hashes = chain(self._last, self._token_ids[start : start + num_pages * self._page_size], self._page_size)
-        if hashes:
-            self._last = hashes[-1]
-            self._known += short_hashes(hashes)
-        if len(self._known) == self._num_pages:
-            self._token_ids = ()  # notes of a placement outlive the prompt, and need the hashes only
-
-
-class _Rest(Sequence[int]):
-    def __init__(self, chain: ShortChain, first: int) -> None:
-        self._chain = chain
-        self._first = first
-
-    def __len__(self) -> int:
-        return max(0, len(self._chain) - self._first)
-
-    @overload
-    def __getitem__(self, index: int) -> int: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[int]: ...
-
-    def __getitem__(self, index: int | slice) -> int | list[int]:
-        return self._chain.whole()[self._first :][index]
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self[:])
 
 
 def short_hash(full: bytes) -> int:

@@ -39,6 +39,11 @@ class Engine:
         self.engine_id = info.engine_id
         self.epoch = info.epoch
         self.kind = kind_of(info)
+        # Looked at several times for each request; in a message each look costs more than all else of it.
+        self.page_hash_root = info.page_hash_root
+        self.page_size = info.model.page_size
+        self.max_model_len = info.model.max_model_len
+        self.num_pages = info.num_pages
         self.load = EngineLoad()
 
     @property

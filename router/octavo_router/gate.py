@@ -52,9 +52,7 @@ class Gate:
         """Return the prompt tokens that the engine which has most of it cached would have to compute."""
         now = self._clock()
         most = 0
-        for root, page_size in {
-            (engine.info.page_hash_root, engine.info.model.page_size) for engine in self._fleet.serving()
-        }:
+        for root, page_size in {(engine.page_hash_root, engine.page_size) for engine in self._fleet.serving()}:
             matched = self._fleet.directory.match(prompt.reusable(root, page_size), now)
             most = max(most, page_size * max(matched.values(), default=0))
         return max(1, len(prompt) - most)
@@ -76,7 +74,7 @@ def room_of(engine: Engine, now: float) -> EngineRoom:
         max_step_tokens=info.max_step_tokens,
         num_requests=load.num_running(now),
         max_sequences=info.max_sequences,
-        pages_in_use=report.pages_in_use + -(-unreported_tokens // info.model.page_size),
-        num_pages=info.num_pages,
-        page_size=info.model.page_size,
+        pages_in_use=report.pages_in_use + -(-unreported_tokens // engine.page_size),
+        num_pages=engine.num_pages,
+        page_size=engine.page_size,
     )

@@ -5,25 +5,31 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain
+from typing import Final
 
-from octavo.page_hash import ShortChain, salted_root, token_bytes
+from octavo.page_hash import salted_root, token_bytes
 
+from octavo_router.chain_memo import ChainMemo
 from octavo_router.fleet import Engine, Fleet
 from octavo_router.kind import EngineKind
 from octavo_router.load import Placement, PlacementNote
 from octavo_router.policy import Cost, EngineView, Weights, rank
+from octavo_router.short_chain import ShortChain
 
 # Prompts that share so many of the first tokens that no engine holds tend to the same engine.
-_KEY_TOKENS = 64
+_KEY_TOKENS: Final = 64
+# For the hashes of prefixes that engines hold; with pages of 16 tokens enough for three million tokens.
+_MEMO_BYTES: Final = 16 << 20
 
 
 class Prompt:
     """Prompt token ids with their page hashes."""
 
-    def __init__(self, token_ids: Sequence[int], *, cache_salt: bytes = b"") -> None:
+    def __init__(self, token_ids: Sequence[int], *, cache_salt: bytes = b"", memo: ChainMemo | None = None) -> None:
         self.token_ids = token_ids
         self.cache_salt = cache_salt
+        self._memo = ChainMemo(0) if memo is None else memo
         self._chains: dict[tuple[bytes, int], ShortChain] = {}
 
     def __len__(self) -> int:
@@ -41,22 +47,24 @@ class Prompt:
         return self._chain(root, page_size).after(first) if root else ()
 
     def reusable(self, root: bytes, page_size: int) -> Iterator[int]:
-        """Return the short hashes of the pages that an engine may take from its cache, each hashed when it is read.
+        """Return the short hashes of the pages that an engine may take from its cache, each made when it is read.
 
         The last prompt token is always computed, and so is its page.
         """
-        return islice(self._chain(root, page_size), (len(self) - 1) // page_size) if root else iter(())
+        if not root:
+            return iter(())
+        return chain.from_iterable(self._chain(root, page_size).runs((len(self) - 1) // page_size))
 
     def key(self, num_known: int) -> bytes:
         """Name the prompt by what follows its first `num_known` tokens: siblings share that, and no one else does."""
         return self.cache_salt + token_bytes(self.token_ids[num_known : num_known + _KEY_TOKENS])
 
     def _chain(self, root: bytes, page_size: int) -> ShortChain:
-        chain = self._chains.get((root, page_size))
-        if chain is None:
-            chain = ShortChain(salted_root(root, self.cache_salt), self.token_ids, page_size)
-            self._chains[root, page_size] = chain
-        return chain
+        known = self._chains.get((root, page_size))
+        if known is None:
+            known = ShortChain(salted_root(root, self.cache_salt), self.token_ids, page_size, self._memo)
+            self._chains[root, page_size] = known
+        return known
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,6 +106,11 @@ class Routing:
         self._weights = weights
         self._note = note
         self._clock = clock
+        self._memo = ChainMemo(_MEMO_BYTES)
+
+    def prompt(self, token_ids: Sequence[int], *, cache_salt: bytes) -> Prompt:
+        """Return a prompt that shares what is remembered of those before it."""
+        return Prompt(token_ids, cache_salt=cache_salt, memo=self._memo)
 
     def route(
         self,
@@ -120,17 +133,13 @@ class Routing:
             kind: kind that the engine must be of; any if None.
             excluded: id and epoch of engines that may not be chosen.
         """
-        serving = [
-            (engine, engine.info.model.max_model_len)
-            for engine in self.fleet.serving()
-            if kind is None or engine.kind == kind
-        ]
-        longest = max((max_len for _, max_len in serving), default=0)
+        serving = [engine for engine in self.fleet.serving() if kind is None or engine.kind == kind]
+        longest = max((engine.max_model_len for engine in serving), default=0)
         least_len = max(min(len(prompt) + room, longest), len(prompt) + num_committed + 1)
         engines = [
             engine
-            for engine, max_len in serving
-            if max_len >= least_len and (engine.engine_id, engine.epoch) not in excluded
+            for engine in serving
+            if engine.max_model_len >= least_len and (engine.engine_id, engine.epoch) not in excluded
         ]
         if not engines:
             return Route(prompt_pages=0, ranked=())
@@ -142,13 +151,12 @@ class Routing:
 
     def place(self, engine: Engine, prompt: Prompt, cost: Cost, *, stream_id: int, num_sequences: int = 1) -> Placement:
         """Note that a prompt was sent to an engine, for this router and the others. `settle` is due soon."""
-        model = engine.info.model
         note = PlacementNote(
             engine_id=engine.engine_id,
             router_id=self.fleet.router_id,
             stream_id=stream_id,
             tokens=cost.uncached_tokens,
-            pages=prompt.hashes(engine.info.page_hash_root, model.page_size, first=cost.matched_pages),
+            pages=prompt.hashes(engine.page_hash_root, engine.page_size, first=cost.matched_pages),
             num_sequences=num_sequences,
         )
         self._note(note)
@@ -162,8 +170,7 @@ class Routing:
         by_chain: dict[tuple[bytes, int], dict[str, int]] = {}
         views = []
         for engine in engines:
-            info = engine.info
-            root, page_size = info.page_hash_root, info.model.page_size
+            root, page_size = engine.page_hash_root, engine.page_size
             matched = by_chain.get((root, page_size))
             if matched is None:
                 matched = self.fleet.directory.match(prompt.reusable(root, page_size), now)
@@ -177,7 +184,7 @@ class Routing:
                     waiting_tokens=load.waiting_tokens(now),
                     num_running=load.num_running(now),
                     pages_in_use=report.pages_in_use,
-                    num_pages=info.num_pages,
+                    num_pages=engine.num_pages,
                     prefill_tokens_per_s=report.prefill_tokens_per_s or None,
                     decode_s_per_sequence=report.decode_s_per_sequence or None,
                 )

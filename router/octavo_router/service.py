@@ -28,7 +28,7 @@ from octavo_router.metrics import RouterMetrics
 from octavo_router.output import ChoiceEnded, Chunk
 from octavo_router.responses import Responses, engine_cost
 from octavo_router.resume import Resumption, resumption_of
-from octavo_router.routing import Prompt, Routing
+from octavo_router.routing import Routing
 from octavo_router.tokenizer import TokenizerThreads
 from octavo_router.work import DispatchLimits, Placed, Work
 
@@ -126,7 +126,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         with self._admission.enter():
             self._check_model(request.model)
             self._check_input(request.input)
-            prompt = Prompt(await self._encode(request.input), cache_salt=call.cache_salt)
+            prompt = self._routing.prompt(await self._encode(request.input), cache_salt=call.cache_salt)
             _, room = self._output_limits(0, len(prompt))
             route = self._routing.route(prompt, room=room)
             return inference_pb2.ExplainResponse(
@@ -213,7 +213,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
             sampling.seed = secrets.randbits(64)
         return Work(
             request_id=call.request_id,
-            prompt=Prompt(token_ids, cache_salt=call.cache_salt),
+            prompt=self._routing.prompt(token_ids, cache_salt=call.cache_salt),
             sampling=sampling,
             room=room,
             stops=tuple(request.sampling.stop),
@@ -261,7 +261,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         serving = self._routing.fleet.serving()
         if not serving:
             raise Unavailable("no_engine", "no engine can take the request now; try again", retry_after_s=1.0)
-        max_model_len = max(engine.info.model.max_model_len for engine in serving)
+        max_model_len = max(engine.max_model_len for engine in serving)
         validation.check_prompt_len(num_prompt, max_model_len=max_model_len)
         most = max_model_len - num_prompt
         limit = asked or self._limits.default_max_tokens

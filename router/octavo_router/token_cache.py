@@ -65,6 +65,12 @@ class TokenCache:
             self._remember(digest, ids)
         return ids
 
+    def knows(self, kind: str, piece: str) -> bool:
+        """Whether the ids of a piece are remembered now; see `encode`."""
+        digest = self._digest(kind, piece)
+        with self._lock:
+            return digest in self._ids
+
     def check(self) -> None:
         """Assert that the bytes are counted right and bounded. For tests."""
         assert self._num_bytes == sum(map(_size, self._ids.values()))  # noqa: S101  this is what check() is for

@@ -26,8 +26,11 @@ from octavo_router.detokenizer import Detokenizer, Vocabulary
 from octavo_router.segments import Cuts, alternatives
 from octavo_router.token_cache import TokenCache
 
-# Shorter texts take less time to encode than a change of thread does.
+# Encoding no more new characters than these takes less time than a change of thread does.
 _INLINE_CHARS = 4096
+# Longer texts, and chats of more messages, take long even if all of them is found in the cache.
+_MAX_INLINE_CHARS = 1 << 16
+_MAX_INLINE_MESSAGES = 256
 _PROBE = "page"
 
 
@@ -72,19 +75,45 @@ class Tokenizer:
         Raises:
             InvalidRequest: the model has no chat template, or its template refuses the messages.
         """
-        if self._template is None:
-            raise InvalidRequest(
-                "no_chat_template", "this model has no chat template; send input.text instead", field="input.chat"
-            )
-        if not any(self._special_pattern.search(message.content) for message in messages):
-            return self._encode_pieces(self._template.render(messages))
+        rendered = self.render_plain(messages)
+        if rendered is not None:
+            return self.encode_rendered(rendered)
         marks = _Marks(self._special_pattern)
         marked = [Message(message.role, marks.hide(message.content)) for message in messages]
-        return self._encode_marked(self._template.render(marked), marks.reveal)
+        return self._encode_marked(self._chat_template.render(marked), marks.reveal)
+
+    def render_plain(self, messages: Sequence[Message]) -> str | None:
+        """Return the text of a chat, for `encode_rendered`; None if special tokens are written inside a message.
+
+        Raises:
+            InvalidRequest: as in `encode_chat`.
+        """
+        template = self._chat_template
+        if any(self._special_pattern.search(message.content) for message in messages):
+            return None
+        return template.render(messages)
+
+    def encode_rendered(self, rendered: str) -> list[int]:
+        """Return the ids of a chat that `render_plain` made text."""
+        return self._encode_pieces(rendered)
+
+    def num_new_chars(self, text: str) -> int:
+        """Return how many characters of a text the cache does not know, so that they are to be encoded."""
+        if self._frame is None:
+            return len(text)
+        return sum(len(piece) for piece in self._cuts.pieces(text) if not self.cache.knows("control", piece))
 
     def detokenizer(self) -> Detokenizer:
         """Return a detokenizer for one choice."""
         return self._vocabulary.detokenizer()
+
+    @property
+    def _chat_template(self) -> ChatTemplate:
+        if self._template is None:
+            raise InvalidRequest(
+                "no_chat_template", "this model has no chat template; send input.text instead", field="input.chat"
+            )
+        return self._template
 
     def _encode_pieces(self, text: str) -> list[int]:
         """Return the ids of a text without what the tokenizer adds by itself."""
@@ -118,7 +147,7 @@ class Tokenizer:
 
 
 class TokenizerThreads:
-    """Runs a tokenizer off the event loop where a text is long. The caller bounds the requests in flight."""
+    """Runs a tokenizer off the event loop where much of a text is new. The caller bounds the requests in flight."""
 
     def __init__(self, tokenizer: Tokenizer, *, num_threads: int) -> None:
         self.tokenizer = tokenizer
@@ -126,15 +155,23 @@ class TokenizerThreads:
 
     async def encode_text(self, text: str) -> list[int]:
         """Like `Tokenizer.encode_text`."""
-        if len(text) <= _INLINE_CHARS:
-            return self.tokenizer.encode_text(text)
-        return await asyncio.get_running_loop().run_in_executor(self._executor, self.tokenizer.encode_text, text)
+        return await self._encode(text, self.tokenizer.encode_text)
 
     async def encode_chat(self, messages: Sequence[Message]) -> list[int]:
         """Like `Tokenizer.encode_chat`."""
-        if sum(len(message.content) for message in messages) <= _INLINE_CHARS:
-            return self.tokenizer.encode_chat(messages)
+        num_chars = sum(len(message.content) for message in messages)
+        if num_chars <= _MAX_INLINE_CHARS and len(messages) <= _MAX_INLINE_MESSAGES:
+            rendered = self.tokenizer.render_plain(messages)
+            if rendered is not None:
+                return await self._encode(rendered, self.tokenizer.encode_rendered)
         return await asyncio.get_running_loop().run_in_executor(self._executor, self.tokenizer.encode_chat, messages)
+
+    async def _encode(self, text: str, encode: Callable[[str], list[int]]) -> list[int]:
+        if len(text) <= _INLINE_CHARS or (
+            len(text) <= _MAX_INLINE_CHARS and self.tokenizer.num_new_chars(text) <= _INLINE_CHARS
+        ):
+            return encode(text)
+        return await asyncio.get_running_loop().run_in_executor(self._executor, encode, text)
 
     def close(self) -> None:
         """Let the threads end."""

@@ -34,6 +34,26 @@ class KnownEngine:
         """Start of its process."""
         return self.info.epoch
 
+    @property
+    def page_hash_root(self) -> bytes:
+        """Root of its pages' hashes."""
+        return self.info.page_hash_root
+
+    @property
+    def page_size(self) -> int:
+        """Tokens of a page."""
+        return self.info.model.page_size
+
+    @property
+    def max_model_len(self) -> int:
+        """Tokens of its context."""
+        return self.info.model.max_model_len
+
+    @property
+    def num_pages(self) -> int:
+        """Pages of its pool."""
+        return self.info.num_pages
+
 
 class KnownFleet:
     """The part of `octavo_router.fleet.Fleet` that routing uses, on the virtual clock."""

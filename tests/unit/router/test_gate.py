@@ -21,8 +21,8 @@ class Engine:
 
     def __init__(self, engine_id="e1", **report):
         self.engine_id = engine_id
-        self.info = engine_pb2.EngineInfo(engine_id=engine_id, num_pages=100, max_sequences=8, page_hash_root=ROOT)
-        self.info.model.page_size = PAGE_SIZE
+        self.info = engine_pb2.EngineInfo(engine_id=engine_id, max_sequences=8)
+        self.page_hash_root, self.page_size, self.num_pages = ROOT, PAGE_SIZE, 100
         self.load = EngineLoad()
         self.load.update(LoadReport(**{"num_running": 1, "prefill_tokens_per_s": 1000.0} | report))
         self.is_serving = True

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 
 import pytest
 from hypothesis import given, settings
@@ -125,6 +126,39 @@ async def test_long_texts_are_encoded_in_threads_alike(tokenizer):
         threads.close()
     assert encoded == [tokenizer.encode_text(text)] * 4
     assert chat == tokenizer.encode_chat([Message("user", text)])
+
+
+async def test_thread_is_changed_only_for_much_that_is_new(directory, monkeypatch):
+    tokenizer = Tokenizer(directory)
+    threads = TokenizerThreads(tokenizer, num_threads=1)
+    encoded_in = []
+    for name in ("encode_text", "encode_rendered", "encode_chat"):
+        encode = getattr(tokenizer, name)
+
+        def watched(asked, encode=encode):
+            encoded_in.append(threading.current_thread() is threading.main_thread())
+            return encode(asked)
+
+        monkeypatch.setattr(tokenizer, name, watched)
+    text = "hello world, " * 1000
+    turns = [Message("user", text), Message("assistant", "yes?"), Message("user", "more")]
+    written = [Message("user", text + "<|im_start|>")]
+    try:
+        for chat in (turns[:1], turns[:1], turns, written):
+            assert await threads.encode_chat(chat) == Tokenizer(directory).encode_chat(chat)
+        await threads.encode_text(text * 10)  # too long to look for
+        await threads.encode_text(text * 10)
+    finally:
+        threads.close()
+    assert encoded_in == [False, True, True, False, False, False]
+
+
+@pytest.mark.parametrize("text", [*TEXTS, "<|im_start|>user", "hello<|im_start|>user"])
+def test_nothing_of_a_text_is_new_after_it_was_encoded(text, directory):
+    tokenizer = Tokenizer(directory)
+    assert tokenizer.num_new_chars(text) == len(text)
+    tokenizer.encode_text(text)
+    assert tokenizer.num_new_chars(text) == 0
 
 
 def test_model_without_a_template_takes_no_chat(tmp_path):

@@ -29,6 +29,7 @@ from octavo_client.child import Child, Exit
 from octavo_client.log_lines import loading_line, readable_line
 from octavo_client.redis_server import REDIS
 from octavo_client.stack_options import ROUTER, Endpoints, StackOptions, engine_index, engine_name, read_endpoints
+from octavo_client.task_failures import one_failure
 
 _POLL_S: Final = 0.05
 _MAX_UNREAD_EXITS: Final = 64
@@ -170,12 +171,10 @@ class LocalStack:
         # All at once: a router serves as soon as its first engine does.
         children = [await self._spawn_router()]
         children += [await self._spawn_engine(index) for index in range(1, options.num_engines + 1)]
-        try:
+        with one_failure(StackFailed):
             async with asyncio.TaskGroup() as group:
                 for child in children:
                     group.create_task(self._in_time(self._ready(child)))
-        except* StackFailed as failures:
-            raise failures.exceptions[0] from None
         if options.wait_for_fleet:
             await self._in_time(self._fleet_serves(set(options.engine_names)))
 

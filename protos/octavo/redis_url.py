@@ -73,14 +73,19 @@ def parse_redis_url(url: str) -> RedisPlace:
     scheme, separator, _ = url.partition("://")
     if not separator or scheme not in _TLS:
         raise ValueError(f"must start with {', '.join(f'{name}://' for name in _TLS)}")
+    # Several hosts with an IPv6 address among them are no URL to newer Pythons: the authority is taken apart here.
+    rest = url.removeprefix(f"{scheme}://")
+    authority = rest[: min((at for at in map(rest.find, "/?#") if at >= 0), default=len(rest))]
     try:
-        parts = urlsplit(url)
+        parts = urlsplit(f"//host{rest.removeprefix(authority)}", scheme=scheme)
         options = dict(parse_qsl(parts.query, strict_parsing=bool(parts.query), max_num_fields=16))
     except ValueError:
         raise ValueError("is not a URL; write special characters of a password as %XX") from None
     if parts.fragment:
         raise ValueError("has a '#'; write special characters of a password as %XX")
-    login, _, netloc = parts.netloc.rpartition("@")
+    login, _, netloc = authority.rpartition("@")
+    if not set("[]").isdisjoint(login):
+        raise ValueError("is not a URL; write special characters of a password as %XX")
     username, _, password = login.partition(":")
     place = _place(scheme, parts, netloc, options)
     return RedisPlace(

@@ -25,6 +25,7 @@ from octavo_client.log_lines import readable_line
 from octavo_client.running import RunningStack, default_state_directory, remove_running, write_running
 from octavo_client.stack import LocalStack, StackFailed
 from octavo_client.stack_options import ROUTER, StackOptions
+from octavo_client.task_failures import one_failure
 
 _CONFIG_ERROR: Final = 78  # exit status of a process whose configuration is wrong: a restart would not help
 _RESTARTS: Final = 5
@@ -137,13 +138,11 @@ async def _serve(options: StackOptions) -> None:
 async def _keep_running(stack: LocalStack) -> None:
     """Bring back what ends, each by itself, so that a slow engine holds up no other."""
     restarts = Restarts(defaultdict(list))
-    try:
+    with one_failure(Failed):
         async with asyncio.TaskGroup() as group:
             while True:
                 ended = await stack.next_exit()
                 group.create_task(_bring_back(stack, ended, restarts))
-    except* Failed as failures:
-        raise failures.exceptions[0] from None
 
 
 async def _bring_back(stack: LocalStack, ended: Exit, restarts: Restarts) -> None:

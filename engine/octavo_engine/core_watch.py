@@ -40,11 +40,18 @@ class CoreWatch:
         self._looked_at_s = float("-inf")
         self._idle_since_s: float | None = None
         self._idle_cpu_s = 0.0
+        self._was_stopped = False  # in the step that it owes
 
     def take_step(self, frame: StepFrame) -> None:
-        """Learn how long steps take."""
-        if frame.num_tokens:
-            self._longest_s = max((frame.ended_ns - frame.started_ns) / 1e9, self._longest_s * _FADING)
+        """Learn how long steps take, but not from one in which the core was stopped, or nobody was there to see it."""
+        if not frame.num_tokens:
+            return
+        was_stopped, self._was_stopped = self._was_stopped, False
+        unseen_s = frame.ended_ns / 1e9 - self._looked_at_s
+        seconds = (frame.ended_ns - frame.started_ns) / 1e9
+        if was_stopped or _MOST_PULSE_GAP_S < unseen_s < float("inf"):
+            seconds = 0.0
+        self._longest_s = max(seconds, self._longest_s * _FADING)
 
     @property
     def patience_s(self) -> float:
@@ -56,7 +63,7 @@ class CoreWatch:
 
         Args:
             silent_s: time for which the core has owed a frame; 0 if it owes none.
-            now_s: monotonic time.
+            now_s: monotonic time, on the clock of the frames.
         """
         is_late = now_s - self._looked_at_s > _MOST_PULSE_GAP_S
         self._looked_at_s = now_s
@@ -65,7 +72,8 @@ class CoreWatch:
         if is_late or silent_s < PATIENCE_S / 2:
             self._idle_since_s = None  # what the core sent while this process was held up is still unread
             return False
-        return self._idle_for(now_s) >= PATIENCE_S / 2 and silent_s >= self.patience_s
+        self._was_stopped = self._idle_for(now_s) >= PATIENCE_S / 2
+        return self._was_stopped and silent_s >= self.patience_s
 
     def _idle_for(self, now_s: float) -> float:
         used_s = self._cpu_time_s()

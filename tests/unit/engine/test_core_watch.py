@@ -77,6 +77,22 @@ def test_core_whose_steps_take_long_is_given_four_of_them() -> None:
     assert 6.0 <= core.stalled_after() <= 6.0 + PULSE_S
 
 
+def test_a_core_that_was_stopped_is_not_taken_for_a_slow_one() -> None:
+    core = Core()
+    silent_s = core.stalled_after()
+    core.watch.take_step(step_of(silent_s + 0.1))
+    assert core.watch.patience_s == PATIENCE_S
+    core.watch.take_step(step_of(1.0))
+    assert core.watch.patience_s == 4.0
+
+
+def test_a_step_that_a_stopped_front_did_not_see_says_nothing() -> None:
+    core = Core()
+    core.watch.is_stalled(0.0, 0.1)
+    core.watch.take_step(step_of(3.0))
+    assert core.watch.patience_s == PATIENCE_S
+
+
 def test_long_step_is_forgotten_in_time() -> None:
     core = Core()
     core.watch.take_step(step_of(5.0))

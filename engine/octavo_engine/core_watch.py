@@ -3,8 +3,9 @@
 A core with requests sends a frame with every step, and ten a second when it can do nothing. Silence alone proves little: a
 step that compiles a kernel takes seconds once, and a long prompt's takes longer than any before. But such a core computes,
 and the operating system counts its processor time; a core that is stopped, waits for a lock or for a device that will
-never answer uses none. So a core is called stalled only if it owes a frame for longer than several of its longest steps
-*and* has not computed meanwhile. One that computes for ever is found by the plain limit.
+never answer uses none. So a core is called stalled only if it owes a frame for a while *and* has not computed meanwhile.
+One that computes for ever is found by the plain limit. Nothing is learned from how long steps took before: a step in which
+the core was stopped looks like a long one, and would teach patience with the next stop.
 """
 
 from __future__ import annotations
@@ -14,13 +15,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from octavo_engine.messages import StepFrame
-
 PATIENCE_S: Final = 2.0
-"""Least silence that counts, seconds: no pause of a healthy process on a busy machine is as long."""
+"""Silence from which a core that does not compute is stalled, seconds: longer than a healthy one waits on a busy machine."""
 
-_STEPS_OF_PATIENCE = 4.0
-_FADING = 0.98  # of the longest step, with each later one
 _MOST_PULSE_GAP_S = 0.5  # a look that comes later than this says that this very process was held up
 _IDLE_CPU_S = 0.02  # background threads of a core that does nothing use less than this in a second
 
@@ -36,34 +33,16 @@ class CoreWatch:
     def __init__(self, cpu_time_s: Callable[[], float | None], *, limit_s: float) -> None:
         self._cpu_time_s = cpu_time_s
         self._limit_s = limit_s
-        self._longest_s = 0.0
         self._looked_at_s = float("-inf")
         self._idle_since_s: float | None = None
         self._idle_cpu_s = 0.0
-        self._was_stopped = False  # in the step that it owes
-
-    def take_step(self, frame: StepFrame) -> None:
-        """Learn how long steps take, but not from one in which the core was stopped, or nobody was there to see it."""
-        if not frame.num_tokens:
-            return
-        was_stopped, self._was_stopped = self._was_stopped, False
-        unseen_s = frame.ended_ns / 1e9 - self._looked_at_s
-        seconds = (frame.ended_ns - frame.started_ns) / 1e9
-        if was_stopped or _MOST_PULSE_GAP_S < unseen_s < float("inf"):
-            seconds = 0.0
-        self._longest_s = max(seconds, self._longest_s * _FADING)
-
-    @property
-    def patience_s(self) -> float:
-        """Silence from which a core that does not compute is stalled."""
-        return min(self._limit_s, max(PATIENCE_S, _STEPS_OF_PATIENCE * self._longest_s))
 
     def is_stalled(self, silent_s: float, now_s: float) -> bool:
         """Return the judgement, to be asked for a few times a second.
 
         Args:
             silent_s: time for which the core has owed a frame; 0 if it owes none.
-            now_s: monotonic time, on the clock of the frames.
+            now_s: monotonic time.
         """
         is_late = now_s - self._looked_at_s > _MOST_PULSE_GAP_S
         self._looked_at_s = now_s
@@ -72,8 +51,7 @@ class CoreWatch:
         if is_late or silent_s < PATIENCE_S / 2:
             self._idle_since_s = None  # what the core sent while this process was held up is still unread
             return False
-        self._was_stopped = self._idle_for(now_s) >= PATIENCE_S / 2
-        return self._was_stopped and silent_s >= self.patience_s
+        return self._idle_for(now_s) >= PATIENCE_S / 2 and silent_s >= PATIENCE_S
 
     def _idle_for(self, now_s: float) -> float:
         used_s = self._cpu_time_s()

@@ -86,7 +86,6 @@ class Front:
             on_step=(
                 self._metrics.take_step,
                 self._pages.take_step,
-                self._watch.take_step,
                 *self._gateways.on_step,
             ),
             on_finish=(self._metrics.take_finished, self._spans.take_finished, log_finished),

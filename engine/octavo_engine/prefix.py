@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from octavo.page_hash import chain, page_hash
+from octavo.page_hash import PrefixHasher, token_bytes
 
 from octavo_engine.pages import Copy, PagePool
 from octavo_engine.sequence import Sequence
@@ -31,12 +31,11 @@ class Claim:
 
 def hash_pages(sequence: Sequence, page_size: int) -> None:
     """Bring the sequence's page hashes up to its known tokens."""
-    hashes, tokens = sequence.page_hashes, sequence.tokens
-    if not hashes:
-        hashes += chain(sequence.request.page_hash_root, tokens, page_size)
-        return
-    for start in range(len(hashes) * page_size, len(tokens) - page_size + 1, page_size):
-        hashes.append(page_hash(hashes[-1], tokens[start : start + page_size]))
+    if sequence.hasher is None:
+        sequence.hasher = PrefixHasher(sequence.request.page_hash_root)
+    new_tokens = sequence.tokens[len(sequence.page_hashes) * page_size :]
+    if len(new_tokens) >= page_size:
+        sequence.page_hashes += sequence.hasher.hashes(token_bytes(new_tokens), page_size)
 
 
 def reusable_hashes(sequence: Sequence, page_size: int) -> list[bytes]:

@@ -14,6 +14,8 @@ import enum
 import sys
 from dataclasses import dataclass, field
 
+from octavo.page_hash import PrefixHasher
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
@@ -77,7 +79,7 @@ class Request:
         priority: class of service.
         arrival_ns: monotonic time of arrival.
         deadline_ns: monotonic time after which the result is of no use; None means never.
-        page_hash_root: root of the page-hash chain, with the tenant's salt.
+        page_hash_root: root of its page hashes, with the tenant's salt.
         committed: output of each choice by earlier attempts; empty for a fresh request.
         finished_choices: choices that had ended before a move; nothing is generated for them.
         expected_cached: leading prompt tokens that its sender expects to be cached when it runs; only load reports use it.
@@ -108,6 +110,7 @@ class Sequence:
         block_table: page ids; entry i holds tokens [i * page_size, (i + 1) * page_size). Within one generation it only
             grows at its end: no entry changes.
         page_hashes: hashes of the leading full pages known so far.
+        hasher: has made them, and makes the next; None before the first.
         slot: row of the device state while RUNNING, else None.
         generation: rises each time a slot is given to it, and no two sequences ever have the same; results of another
             generation are void.
@@ -129,6 +132,7 @@ class Sequence:
     num_pending: int = 0
     block_table: list[int] = field(default_factory=list)
     page_hashes: list[bytes] = field(default_factory=list)
+    hasher: PrefixHasher | None = None
     state: State = State.WAITING
     slot: int | None = None
     generation: int = 0

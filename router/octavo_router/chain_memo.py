@@ -11,16 +11,18 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Final
 
+from octavo.page_hash import PrefixHasher
+
 # What an entry takes beside its token ids and hashes: its objects and its place in the table.
-_ENTRY_BYTES: Final = 400
+_ENTRY_BYTES: Final = 900
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Short hashes of a group's pages, side by side in memory, and the full hash from which the chain goes on."""
+    """Short hashes of a group's pages, side by side in memory, and what hashes the pages behind them; nobody moves it on."""
 
     hashes: array[int]
-    last: bytes
+    hasher: PrefixHasher
 
 
 class ChainMemo:

@@ -1,8 +1,8 @@
 """A router's replica of which engine holds which page: sans-IO, rebuilt at any time from the engines' snapshots.
 
-Pages are named by the short hash of the chain, so a hash stands for its whole prefix and one bit mask per hash says which
-engines hold it. Beside the resident pages stand predicted ones: pages that a dispatched request will leave behind. They
-count as held until they prove true or their time is up.
+A page is named by the short hash of the prefix that ends with it, so a hash stands for its whole prefix, and one bit mask
+per hash says which engines hold it. Beside the resident pages stand predicted ones: pages that a dispatched request will
+leave behind. They count as held until they prove true or their time is up.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import reduce
-from operator import xor
+from operator import or_, xor
 
 MAX_WAITING_CHANGES = 1024
 PREDICTION_TTL_S = 5.0
@@ -135,26 +135,30 @@ class Directory:
             self._expire(now)
             self._predict(replica, hashes[: MAX_PREDICTIONS - self._num_predictions], now + PREDICTION_TTL_S)
 
-    def match(self, hashes: Iterable[int], now: float) -> dict[str, int]:
-        """Return for each engine the number of leading `hashes` that it holds. Reads no further than the longest match."""
+    def match(self, runs: Iterable[Sequence[int]], now: float) -> dict[str, int]:
+        """Return for each engine the number of leading hashes that it holds. Reads no run behind the longest match.
+
+        An engine that holds the last page of a run is taken to hold the whole run: engines evict the end of a prefix
+        before its beginning.
+
+        Args:
+            runs: the hashes in order, some at a time, no run empty.
+            now: monotonic seconds.
+        """
         self.settle()
-        resident, predicted = self._resident, self._predicted
         matched: dict[str, int] = dict.fromkeys(self._replicas, 0)
-        alive = reduce(int.__or__, self._by_bit, 0)
-        if not alive:
-            return matched
+        alive = reduce(or_, self._by_bit, 0)
         depth = 0
-        for page in hashes:
-            held = resident.get(page, 0) & alive
-            if held != alive:
-                if page in predicted:
-                    held |= self._still_predicted(page, alive & ~held, now)
-                if held != alive:
-                    self._note(matched, alive & ~held, depth)
-                    alive = held
-                    if not alive:
-                        return matched
-            depth += 1
+        for run in runs if alive else ():
+            if self._holders(run[-1], alive, now) != alive:
+                for index, page in enumerate(run):
+                    held = self._holders(page, alive, now)
+                    if held != alive:
+                        self._note(matched, alive & ~held, depth + index)
+                        alive = held
+                        if not alive:
+                            return matched
+            depth += len(run)
         self._note(matched, alive, depth)
         return matched
 
@@ -177,7 +181,7 @@ class Directory:
             assert replica.digest == reduce(xor, replica.resident, 0)  # noqa: S101
             predicted = {page for page, mask in self._predicted.items() if mask & replica.bit}
             assert predicted == set(replica.predicted_until)  # noqa: S101
-        known = reduce(int.__or__, self._by_bit, 0)
+        known = reduce(or_, self._by_bit, 0)
         for mask in (*self._resident.values(), *self._predicted.values()):
             assert mask  # noqa: S101
             assert mask & ~known == 0  # noqa: S101
@@ -215,15 +219,17 @@ class Directory:
         replica.resident.clear()
         replica.digest = 0
 
-    def _still_predicted(self, page: int, asked: int, now: float) -> int:
-        """Return which of the engines asked for are predicted to hold a page. What is over may not be cleared away yet."""
-        still, mask = 0, self._predicted[page] & asked
+    def _holders(self, page: int, asked: int, now: float) -> int:
+        """Return which of the engines asked for hold a page, or are predicted to."""
+        held = self._resident.get(page, 0) & asked
+        # What is over may not be cleared away yet.
+        mask = self._predicted.get(page, 0) & asked & ~held if held != asked else 0
         while mask:
             bit = mask & -mask
             if self._by_bit[bit].predicted_until[page] > now:
-                still |= bit
+                held |= bit
             mask ^= bit
-        return still
+        return held
 
     def _predict(self, replica: _Replica, pages: Sequence[int], until: float) -> None:
         self._predictions.append((until, replica, pages))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import Final
 
 from octavo.page_hash import salted_root, token_bytes
@@ -46,14 +45,14 @@ class Prompt:
         """
         return self._chain(root, page_size).after(first) if root else ()
 
-    def reusable(self, root: bytes, page_size: int) -> Iterator[int]:
-        """Return the short hashes of the pages that an engine may take from its cache, each made when it is read.
+    def reusable(self, root: bytes, page_size: int) -> Iterator[Sequence[int]]:
+        """Return the short hashes of the pages that an engine may take from its cache, in runs that are made when read.
 
         The last prompt token is always computed, and so is its page.
         """
         if not root:
             return iter(())
-        return chain.from_iterable(self._chain(root, page_size).runs((len(self) - 1) // page_size))
+        return self._chain(root, page_size).runs((len(self) - 1) // page_size)
 
     def key(self, num_known: int) -> bytes:
         """Name the prompt by what follows its first `num_known` tokens: siblings share that, and no one else does."""

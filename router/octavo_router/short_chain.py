@@ -6,7 +6,7 @@ from array import array
 from collections.abc import Iterator, Sequence
 from typing import Final, overload
 
-from octavo.page_hash import chain, chain_of_bytes, short_hashes, token_bytes
+from octavo.page_hash import PrefixHasher, token_bytes
 
 from octavo_router.chain_memo import ChainMemo, Group
 
@@ -30,7 +30,7 @@ class ShortChain:
         self._num_pages = len(token_ids) // page_size
         self._memo = memo
         self._known: list[int] = []
-        self._last = root  # hash of the last page that is known, or the root
+        self._hasher = PrefixHasher(root)  # has come as far as what is known
         self._raw = b""  # token ids of the group that is being hashed
         self._key: bytes | None = None  # of that group, until it is remembered
 
@@ -55,7 +55,7 @@ class ShortChain:
         """Hash what is not hashed yet, and return all of it."""
         rest = self._token_ids[len(self._known) * self._page_size :]
         if len(rest) >= self._page_size:
-            self._add(chain(self._last, rest, self._page_size))
+            self._add(token_bytes(rest))
         # Notes of a placement outlive the prompt, and need its hashes only.
         self._token_ids, self._raw, self._key = (), b"", None
         return self._known
@@ -67,25 +67,24 @@ class ShortChain:
             self._remember()
             first = start * self._page_size
             self._raw = token_bytes(self._token_ids[first : first + GROUP_PAGES * self._page_size])
-            key = self._last + self._raw
+            key = self._hasher.prefix_hash + self._raw
             group = self._memo.find(key)
             if group is not None:
                 self._known += group.hashes
-                self._last = group.last
+                self._hasher = group.hasher.copy()
                 return
             self._key = key
         end = GROUP_PAGES if start else _FIRST_PAGES
         stride = 4 * self._page_size
-        self._add(chain_of_bytes(self._last, self._raw[offset * stride : end * stride], self._page_size))
+        self._add(self._raw[offset * stride : end * stride])
 
     def _remember(self) -> None:
         if self._key is not None:
-            self._memo.remember(self._key, Group(array("Q", self._known[-GROUP_PAGES:]), self._last))
+            self._memo.remember(self._key, Group(array("Q", self._known[-GROUP_PAGES:]), self._hasher.copy()))
             self._key = None
 
-    def _add(self, hashes: Sequence[bytes]) -> None:
-        self._known += short_hashes(hashes)
-        self._last = hashes[-1]
+    def _add(self, raw: bytes) -> None:
+        self._known += self._hasher.short_hashes(raw, self._page_size)
 
 
 class _Rest(Sequence[int]):

@@ -317,7 +317,9 @@ class FakeEngine(engine_pb2_grpc.EngineServiceServicer):
 
     async def _cache(self, submit: engine_pb2.Submit) -> int:
         root = page_hash.salted_root(self._root, submit.cache_salt)
-        pages = [page_hash.short_hash(each) for each in page_hash.chain(root, submit.prompt_token_ids, PAGE_SIZE)]
+        pages = [
+            page_hash.short_hash(each) for each in page_hash.prefix_hashes(root, submit.prompt_token_ids, PAGE_SIZE)
+        ]
         reusable = (len(submit.prompt_token_ids) - 1) // PAGE_SIZE
         num_cached = 0
         while num_cached < reusable and pages[num_cached] in self.resident:

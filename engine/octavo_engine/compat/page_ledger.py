@@ -17,7 +17,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from octavo.page_hash import page_hash, short_hash
+from octavo.page_hash import PrefixHasher, token_bytes
 
 MAX_KNOWN: Final = 1 << 16
 """Pages whose tokens are remembered before they are resident. Beyond, the oldest are forgotten: a gateway sees fewer hits."""
@@ -102,31 +102,30 @@ class PageTrail:
     """Cuts a sequence that grows into full pages.
 
     Args:
-        root: the chain's root, 16 bytes.
+        root: root of its page hashes, 16 bytes.
         page_size: tokens in a page.
     """
 
     def __init__(self, root: bytes, page_size: int) -> None:
         self._page_size = page_size
-        self._hash = root
+        self._hasher = PrefixHasher(root)
         self._parent: int | None = None
         self._depth = 0
         self._rest: list[int] = []
 
     def fork(self) -> PageTrail:
         """Return another trail that has come as far as this one."""
-        other = PageTrail(self._hash, self._page_size)
-        other._parent, other._depth, other._rest = self._parent, self._depth, list(self._rest)
+        other = PageTrail(b"", self._page_size)
+        other._hasher, other._rest = self._hasher.copy(), list(self._rest)
+        other._parent, other._depth = self._parent, self._depth
         return other
 
     def extend(self, token_ids: Sequence[int]) -> list[Page]:
         """Add tokens; return the pages that are full now."""
         tokens = [*self._rest, *token_ids]
         pages = []
-        for end in range(self._page_size, len(tokens) + 1, self._page_size):
-            page_tokens = tuple(tokens[end - self._page_size : end])
-            self._hash = page_hash(self._hash, page_tokens)
-            short = short_hash(self._hash)
+        for index, short in enumerate(self._hasher.short_hashes(token_bytes(tokens), self._page_size)):
+            page_tokens = tuple(tokens[index * self._page_size : (index + 1) * self._page_size])
             pages.append(Page(short_hash=short, parent=self._parent, depth=self._depth, token_ids=page_tokens))
             self._parent = short
             self._depth += 1

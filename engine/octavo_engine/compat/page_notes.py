@@ -15,7 +15,7 @@ class PageNotes:
 
     Args:
         feed: what is told.
-        info: facts about the engine; without a root of the hash chain there is nothing to tell.
+        info: facts about the engine; without a root of page hashes there is nothing to tell.
         prompt_token_ids: the prompt.
         num_choices: choices, which share the prompt's pages.
     """

@@ -203,7 +203,7 @@ class EngineInfo(google.protobuf.message.Message):
     version: builtins.str
     """Version of the Octavo package."""
     page_hash_root: builtins.bytes
-    """Root of the page-hash chain without a tenant salt, 16 bytes; empty if the engine does not cache prefixes."""
+    """Root of the page hashes without a tenant salt, 16 bytes; empty if the engine does not cache prefixes."""
     @property
     def model(self) -> octavo.v1.types_pb2.ModelInfo:
         """The model served."""

@@ -43,14 +43,14 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 
 async def test_the_suite_measures_both_targets_and_survives_a_failure(model: Path, output: Path) -> None:
-    workloads = ["start", "prefill:1:4096", "decode:2:40", "serve:2:16:8"]  # 4096 tokens are too long for the model
+    workloads = ["start", "prefill:1:4096", "decode:2:40", "serve:2:16:100"]  # 4096 tokens are too long for the model
     flags = [flag for name in workloads for flag in ("--workload", name)]
     settings = ["--setting", "kv_memory=16MiB", "--setting", "dtype=float32", "--offline-setting", "itl_target_ms=0"]
     result = await bench("--suite", "gpu", "--shape", str(model), "--output", str(output), *flags, *settings)
     assert result.exit_code == 1, result.stderr
     kept = {(line["target"], line["workload"], line.get("metric")): line for line in lines(output)}
     assert kept["offline", "prefill:1:4096", None]["error"].startswith("RuntimeError")
-    assert {key[2] for key in kept if key[:2] == ("router", "serve:2:16:8")} == {
+    assert {key[2] for key in kept if key[:2] == ("router", "serve:2:16:100")} == {
         "out_tok_s",
         "ttft_ms_p50",
         "ttft_ms_p99",
@@ -59,7 +59,7 @@ async def test_the_suite_measures_both_targets_and_survives_a_failure(model: Pat
     }
     for target in ("offline", "router"):
         assert kept[target, "start", "seconds"]["value"] > 0
-        assert kept[target, "serve:2:16:8", "out_tok_s"]["value"] > 0
+        assert kept[target, "serve:2:16:100", "out_tok_s"]["value"] > 0
     step = kept["offline", "decode:2:40", "ms_per_step"]
     assert 0 < step["floor"] < step["value"]
     assert step["fraction"] == pytest.approx(step["floor"] / step["value"], rel=0.01)

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from octavo.page_hash import chain, root_hash, short_hash
+from octavo.page_hash import prefix_hashes, root_hash, short_hash
 from octavo_engine.compat.page_ledger import PageLedger, PageTrail
 from octavo_engine.compat.step_feed import MAX_BATCHES, Batch, PageChange, Subscription
 from octavo_engine.compat.throughput import WINDOW_S, Throughput
@@ -20,7 +20,7 @@ def hashes(pages):
 def test_a_trail_names_pages_as_the_contract_does():
     trail = PageTrail(ROOT, 4)
     pages = [page for token in TOKENS for page in trail.extend([token])]
-    assert hashes(pages) == [short_hash(full) for full in chain(ROOT, TOKENS, 4)]
+    assert hashes(pages) == [short_hash(full) for full in prefix_hashes(ROOT, TOKENS, 4)]
     assert [page.parent for page in pages] == [None, *hashes(pages)[:2]]
     assert pages == three_pages()
 

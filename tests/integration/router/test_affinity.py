@@ -55,7 +55,7 @@ async def test_lost_page_event_is_made_up_by_a_snapshot(new_engine, new_router):
     await engine.until(lambda: engine.num_snapshots == 2)
     await router.until(lambda: router.router.fleet.directory.num_resident("e1") == 4)
     await engine.send_pages([5], evicted=[1])
-    await router.until(lambda: router.router.fleet.directory.match([5], 0.0) == {"e1": 1})
+    await router.until(lambda: router.router.fleet.directory.match([[5]], 0.0) == {"e1": 1})
     router.router.fleet.directory.check()
 
 

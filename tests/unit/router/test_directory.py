@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from functools import reduce
+from itertools import accumulate, pairwise
 from operator import xor
 
 import pytest
@@ -55,16 +56,16 @@ def test_match_counts_leading_pages_of_all_engines_at_once():
     directory = joined("a", "b", "c")
     directory.apply("a", EngineCache().change([1, 2, 3]))
     directory.apply("b", EngineCache().change([1, 3]))
-    assert directory.match([1, 2, 3, 4], 0.0) == {"a": 3, "b": 1, "c": 0}
+    assert directory.match([[1, 2, 3, 4]], 0.0) == {"a": 3, "b": 1, "c": 0}
     assert directory.match([], 0.0) == {"a": 0, "b": 0, "c": 0}
 
 
 def test_match_reads_no_further_than_the_longest_prefix_that_is_held():
     directory = joined("a", "b")
     directory.apply("a", EngineCache().change([1, 2]))
-    hashes = iter([1, 2, 3, 4, 5])
-    assert directory.match(hashes, 0.0) == {"a": 2, "b": 0}
-    assert list(hashes) == [4, 5]
+    runs = iter([[1, 2, 3], [4, 5]])
+    assert directory.match(runs, 0.0) == {"a": 2, "b": 0}
+    assert list(runs) == [[4, 5]]
 
 
 def test_pages_that_are_resident_and_predicted_match_as_one_prefix():
@@ -72,15 +73,32 @@ def test_pages_that_are_resident_and_predicted_match_as_one_prefix():
     directory.apply("a", EngineCache().change([1, 3]))
     directory.predict("a", [2, 4], 0.0)
     directory.predict("b", [1, 2], 0.0)
-    assert directory.match([1, 2, 3, 4, 5], 0.0) == {"a": 4, "b": 2}
+    assert directory.match([[1, 2, 3, 4, 5]], 0.0) == {"a": 4, "b": 2}
     directory.check()
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 10), st.integers(0, 10)), max_size=6),
+    st.lists(st.integers(1, 4), max_size=4),
+)
+def test_match_is_the_same_however_the_hashes_are_cut_into_runs(history, lengths):
+    directory, caches = joined("a", "b", "c"), {name: EngineCache() for name in "abc"}
+    held = dict.fromkeys("abc", 0)
+    for name, stored, predicted in history:  # each engine holds a prefix, its end perhaps predicted
+        directory.apply(name, caches[name].change(range(stored)))
+        directory.predict(name, range(stored, predicted), 0.0)
+        held[name] = max(held[name], stored, predicted)
+    ends = list(accumulate(lengths, initial=0))
+    runs = [range(start, end) for start, end in pairwise(ends)]
+    expected = {name: min(num_pages, ends[-1]) for name, num_pages in held.items()}
+    assert directory.match(runs, 0.0) == directory.match([[page] for page in range(ends[-1])], 0.0) == expected
 
 
 def test_evicted_page_ends_the_match():
     directory, cache = joined("a"), EngineCache()
     directory.apply("a", cache.change([1, 2, 3]))
-    directory.apply("a", cache.change([], [2]))
-    assert directory.match([1, 2, 3], 0.0) == {"a": 1}
+    directory.apply("a", cache.change([], [3, 2]))
+    assert directory.match([[1, 2, 3]], 0.0) == {"a": 1}
 
 
 def test_missing_change_is_a_gap_and_the_snapshot_closes_it():
@@ -90,7 +108,7 @@ def test_missing_change_is_a_gap_and_the_snapshot_closes_it():
     snapshot = cache.snapshot()
     assert directory.apply("a", cache.change([3])) is Outcome.GAP, "kept until the snapshot is here"
     assert directory.reset("a", **snapshot) is Outcome.APPLIED
-    assert directory.match([1, 2, 3], 0.0) == {"a": 3}
+    assert directory.match([[1, 2, 3]], 0.0) == {"a": 3}
     assert not directory.needs_snapshot("a")
 
 
@@ -120,20 +138,20 @@ def test_engine_that_left_holds_nothing_when_it_is_back():
         directory.apply(name, EngineCache().change([1]))
         directory.predict(name, [2], 0.0)
     directory.leave("a")
-    assert directory.match([1, 2], 0.0) == {"b": 2}
+    assert directory.match([[1, 2]], 0.0) == {"b": 2}
     directory.join("a", 2)
-    assert directory.match([1, 2], 0.0) == {"a": 0, "b": 2}
+    assert directory.match([[1, 2]], 0.0) == {"a": 0, "b": 2}
     directory.check()
 
 
 def test_prediction_counts_until_its_time_is_up_or_it_proves_false():
     directory, cache = joined("a"), EngineCache()
     directory.predict("a", [1, 2, 3], 10.0)
-    assert directory.match([1, 2, 3], 10.0) == {"a": 3}
+    assert directory.match([[1, 2, 3]], 10.0) == {"a": 3}
     directory.apply("a", cache.change([1, 3]))
     directory.apply("a", cache.change([], [3]))
-    assert directory.match([1, 2, 3], 10.0) == {"a": 2}
-    assert directory.match([1, 2, 3], 10.0 + PREDICTION_TTL_S) == {"a": 1}
+    assert directory.match([[1, 2, 3]], 10.0) == {"a": 2}
+    assert directory.match([[1, 2, 3]], 10.0 + PREDICTION_TTL_S) == {"a": 1}
     directory.check()
 
 
@@ -141,8 +159,8 @@ def test_prediction_that_is_renewed_lives_on():
     directory = joined("a")
     directory.predict("a", [1], 0.0)
     directory.predict("a", [1], 4.0)
-    assert directory.match([1], 6.0) == {"a": 1}
-    assert directory.match([1], 9.0) == {"a": 0}
+    assert directory.match([[1]], 6.0) == {"a": 1}
+    assert directory.match([[1]], 9.0) == {"a": 0}
 
 
 class Unmade(list):
@@ -160,7 +178,7 @@ def test_predicted_pages_are_read_when_somebody_looks_or_when_told_to():
     looked, told = Unmade([1]), Unmade([2])
     directory.predict("a", looked, 0.0)
     assert looked.reads == 0
-    assert directory.match([1], 0.0) == {"a": 1}
+    assert directory.match([[1]], 0.0) == {"a": 1}
     directory.predict("a", told, 0.0)
     directory.settle()
     directory.settle()
@@ -172,7 +190,7 @@ def test_eviction_ends_a_prediction_that_nobody_has_read_yet():
     directory.apply("a", cache.change([1]))
     directory.predict("a", [1], 0.0)
     directory.apply("a", cache.change([], [1]))
-    assert directory.match([1], 0.0) == {"a": 0}
+    assert directory.match([[1]], 0.0) == {"a": 0}
 
 
 def test_no_more_pages_are_predicted_than_there_is_room_for(monkeypatch):
@@ -181,9 +199,9 @@ def test_no_more_pages_are_predicted_than_there_is_room_for(monkeypatch):
     directory.predict("a", [1, 2], 0.0)
     directory.predict("a", [3, 4], 1.0)
     directory.predict("a", [5], 1.0)
-    assert directory.match([1, 2, 3, 4], 1.0) == {"a": 3}
+    assert directory.match([[1, 2, 3, 4]], 1.0) == {"a": 3}
     directory.predict("a", [5, 6, 7], PREDICTION_TTL_S)
-    assert directory.match([5, 6, 7], PREDICTION_TTL_S) == {"a": 2}, "the first two are over, the third is not"
+    assert directory.match([[5, 6, 7]], PREDICTION_TTL_S) == {"a": 2}, "the first two are over, the third is not"
     directory.check()
 
 
@@ -193,8 +211,8 @@ def test_prediction_of_an_engine_that_left_is_not_taken_for_its_successor():
     directory.leave("a")
     directory.join("b", 1)
     directory.predict("b", [1], 0.0)
-    assert directory.match([1], 1.0) == {"b": 1}
-    assert directory.match([1], PREDICTION_TTL_S) == {"b": 0}
+    assert directory.match([[1]], 1.0) == {"b": 1}
+    assert directory.match([[1]], PREDICTION_TTL_S) == {"b": 0}
     directory.check()
 
 
@@ -217,7 +235,7 @@ def test_replica_equals_the_engines_after_any_events_and_one_snapshot(history):
         if directory.needs_snapshot(name):
             assert directory.reset(name, **cache.snapshot()) is Outcome.APPLIED
         for page in range(1, 13):
-            assert directory.match([page], 0.0)[name] == (page in cache.held)
+            assert directory.match([[page]], 0.0)[name] == (page in cache.held)
     directory.check()
 
 
@@ -227,6 +245,6 @@ def test_snapshot_that_is_older_than_what_is_known_changes_nothing():
     snapshot = cache.snapshot()
     directory.apply("a", cache.change([2]))
     assert directory.reset("a", **snapshot) is Outcome.STALE
-    assert directory.match([1, 2], 0.0) == {"a": 2}
+    assert directory.match([[1, 2]], 0.0) == {"a": 2}
     assert directory.apply("a", cache.change([3])) is Outcome.APPLIED
     directory.check()

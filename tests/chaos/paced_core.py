@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
 from octavo.revision import tokenizer_revision
 from octavo_engine.config import EngineConfig
 from octavo_engine.core import main
-from octavo_engine.runner import Loaded, ModelFacts
+from octavo_engine.runner import Loaded
 from octavo_engine.sequence import Row, Sampled, StepPlan
+from octavo_engine.stand_in import StandInRunner, mixed, stand_in
 
 STEP_S: Final = 0.005
 VOCAB_SIZE: Final = 512
@@ -26,20 +27,11 @@ _FIRST, _LAST = 3, 480  # neither special tokens nor padding
 _STEPS_TO_EOS = 101  # on average
 
 
-class PacedRunner:
+class PacedRunner(StandInRunner):
     """Computes steps by arithmetic, and waits."""
-
-    depth = 1
-    is_warm = True
 
     def launch(self, plan: StepPlan) -> PacedStep:
         return PacedStep(plan)
-
-    def warm_next(self) -> None:
-        raise AssertionError("warm already")
-
-    def close(self) -> None:
-        pass
 
 
 class PacedStep:
@@ -55,11 +47,8 @@ class PacedStep:
 
 
 def _draw(row: Row) -> tuple[int, float]:
-    tokens: Sequence[int] = row.sequence.tokens[: row.start + row.num_tokens]
     greedy = row.sequence.request.sampling.temperature == 0
-    state = 1 if greedy else row.sequence.seed + 2
-    for token in (*tokens[-8:], len(tokens)):
-        state = (state * 1_000_003 + token) % (2**61 - 1)
+    state = mixed(row.sequence.tokens, row.start + row.num_tokens, seed=1 if greedy else row.sequence.seed + 2)
     token = EOS if state % _STEPS_TO_EOS == 0 and EOS not in row.banned_token_ids else _FIRST + state % (_LAST - _FIRST)
     return token, -(state % 1024) / 64  # exact in any floating-point format
 
@@ -68,22 +57,15 @@ def load(config: EngineConfig, progress: Callable[[str, float], None]) -> Loaded
     assert config.model is not None
     progress("load weights", 1.0)
     directory = Path(config.model)
-    return Loaded(
-        runner=PacedRunner(),
-        facts=ModelFacts(
-            name=directory.name,
-            revision="arithmetic",
-            tokenizer_revision=tokenizer_revision(directory),
-            max_model_len=1024,
-            vocab_size=VOCAB_SIZE,
-            eos_token_ids=(EOS,),
-            page_size=config.page_size,
-            num_pages=config.num_pages or 1024,
-            backend="torch",
-            device="cpu",
-            dtype="float32",
-            numerics="exact",
-        ),
+    return stand_in(
+        PacedRunner(),
+        config,
+        name=directory.name,
+        revision="arithmetic",
+        tokenizer_revision=tokenizer_revision(directory),
+        max_model_len=1024,
+        vocab_size=VOCAB_SIZE,
+        eos_token_id=EOS,
     )
 
 

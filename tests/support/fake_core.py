@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from octavo_engine.config import EngineConfig
 from octavo_engine.core import main
-from octavo_engine.runner import Loaded, ModelFacts
+from octavo_engine.runner import Loaded
 from octavo_engine.sequence import Row, Sampled, StepPlan
+from octavo_engine.stand_in import StandInRunner, mixed, stand_in
 
 VOCAB_SIZE = 1000
 EOS = 0
@@ -25,26 +26,21 @@ POISON = 3
 """A prompt that starts with it makes its step raise."""
 
 
-def next_token(tokens: list[int], seed: int) -> int:
-    """Return the token that follows: a function of all before it and of the seed, never EOS or POISON."""
-    state = seed + 1
-    for token in tokens[-8:]:
-        state = (state * 1_000_003 + token + len(tokens)) % 2**31
-    return 10 + state % (VOCAB_SIZE - 10)
-
-
 def expected_tokens(prompt: list[int], num_tokens: int, seed: int = 0) -> list[int]:
     """Return the whole output of a request."""
     tokens = list(prompt)
     for _ in range(num_tokens):
-        tokens.append(next_token(tokens, seed))
+        tokens.append(_next_token(tokens, len(tokens), seed))
     return tokens[len(prompt) :]
 
 
-class FakeRunner:
-    """Computes steps by arithmetic."""
+def _next_token(tokens: Sequence[int], end: int, seed: int) -> int:
+    """Return the token that follows those before `end`: never EOS or POISON."""
+    return 10 + mixed(tokens, end, seed + 1) % (VOCAB_SIZE - 10)
 
-    is_warm = True
+
+class FakeRunner(StandInRunner):
+    """Computes steps by arithmetic."""
 
     def __init__(self, gate: int | None, depth: int) -> None:
         self.depth = depth
@@ -52,9 +48,6 @@ class FakeRunner:
 
     def launch(self, plan: StepPlan) -> FakeStep:
         return FakeStep(plan, self._gate)
-
-    def warm_next(self) -> None:
-        raise AssertionError("warm already")
 
     def close(self) -> None:
         if self._gate is not None:
@@ -78,7 +71,7 @@ class FakeStep:
 
 
 def _token(row: Row) -> int:
-    return next_token(row.sequence.tokens[: row.start + row.num_tokens], row.sequence.seed)
+    return _next_token(row.sequence.tokens, row.start + row.num_tokens, row.sequence.seed)
 
 
 def load(config: EngineConfig, progress: Callable[[str, float], None]) -> Loaded:
@@ -87,28 +80,20 @@ def load(config: EngineConfig, progress: Callable[[str, float], None]) -> Loaded
         raise RuntimeError("secret")
     load_gate = os.environ.get("OCTAVO_FAKE_LOAD_GATE")
     if load_gate:
-        with open(load_gate, "rb", buffering=0) as gate:  # noqa: PTH123 - a FIFO
-            gate.read(1)
+        with open(load_gate, "rb", buffering=0) as fifo:  # noqa: PTH123 - a FIFO
+            fifo.read(1)
     step_gate = os.environ.get("OCTAVO_FAKE_STEP_GATE")
-    return Loaded(
-        # Opened for writing too, so that the gate stays open when a test closes its end.
-        runner=FakeRunner(
-            os.open(step_gate, os.O_RDWR) if step_gate else None, int(os.environ.get("OCTAVO_FAKE_DEPTH", "1"))
-        ),
-        facts=ModelFacts(
-            name=config.model_name or "fake",
-            revision="revision",
-            tokenizer_revision=os.environ.get("OCTAVO_FAKE_TOKENIZER", "tokenizer"),
-            max_model_len=config.max_model_len or 4096,
-            vocab_size=VOCAB_SIZE,
-            eos_token_ids=(EOS,),
-            page_size=config.page_size,
-            num_pages=config.num_pages or 1024,
-            backend="torch",
-            device="cpu",
-            dtype="float32",
-            numerics="exact",
-        ),
+    # Opened for writing too, so that the gate stays open when a test closes its end.
+    gate = os.open(step_gate, os.O_RDWR) if step_gate else None
+    return stand_in(
+        FakeRunner(gate, int(os.environ.get("OCTAVO_FAKE_DEPTH", "1"))),
+        config,
+        name="fake",
+        revision="revision",
+        tokenizer_revision=os.environ.get("OCTAVO_FAKE_TOKENIZER", "tokenizer"),
+        max_model_len=4096,
+        vocab_size=VOCAB_SIZE,
+        eos_token_id=EOS,
     )
 
 

@@ -17,8 +17,9 @@ from octavo.model_directory import DEFAULT_MODEL, resolve_model
 from octavo.revision import tokenizer_revision
 from octavo_engine.config import EngineConfig
 from octavo_engine.core import main
-from octavo_engine.runner import Loaded, ModelFacts
-from octavo_engine.sequence import Row, Sampled, StepPlan
+from octavo_engine.runner import Loaded
+from octavo_engine.sequence import Sampled, StepPlan
+from octavo_engine.stand_in import StandInRunner, mixed, stand_in
 from pace import VARIABLE, Pace
 
 _EOS: Final = 2
@@ -27,11 +28,8 @@ _VOCAB_SIZE: Final = 49152
 _MAX_MODEL_LEN: Final = 8192
 
 
-class TimedRunner:
+class TimedRunner(StandInRunner):
     """Gives each step the time that its tokens take."""
-
-    depth = 1
-    is_warm = True
 
     def __init__(self, pace: Pace) -> None:
         self._pace = pace
@@ -40,13 +38,6 @@ class TimedRunner:
         """Begin a step."""
         num_decodes = sum(row.num_tokens == 1 for row in plan.rows)
         return TimedStep(plan, time.monotonic() + self._pace.step_s(plan.num_tokens - num_decodes, num_decodes))
-
-    def warm_next(self) -> None:
-        """Never asked: it is warm."""
-        raise AssertionError("warm already")
-
-    def close(self) -> None:
-        """Nothing to give back."""
 
 
 class TimedStep:
@@ -60,37 +51,24 @@ class TimedStep:
         """Wait for the step's end; return its tokens."""
         time.sleep(max(0.0, self._ends_at - time.monotonic()))
         rows = [row for row in self._plan.rows if row.samples]
-        return Sampled(token_ids=[_draw(row) for row in rows], logprobs=[0.0] * len(rows))
-
-
-def _draw(row: Row) -> int:
-    """Return a token that depends on those before it and on its position, as a model's does."""
-    state, end = 1, row.start + row.num_tokens
-    for token in (*row.sequence.tokens[max(0, end - 8) : end], end):
-        state = (state * 1_000_003 + token) % (2**61 - 1)
-    return _FIRST + state % (_LAST - _FIRST)
+        drawn = (mixed(row.sequence.tokens, row.start + row.num_tokens, seed=1) for row in rows)
+        return Sampled(token_ids=[_FIRST + state % (_LAST - _FIRST) for state in drawn], logprobs=[0.0] * len(rows))
 
 
 def load(config: EngineConfig, progress: Callable[[str, float], None]) -> Loaded:
     """Make the runner; nothing is loaded but the tokenizer's facts."""
     progress("load weights", 1.0)
     directory = resolve_model(config.model or DEFAULT_MODEL)
-    return Loaded(
-        runner=TimedRunner(Pace.read(os.environ[VARIABLE])),
-        facts=ModelFacts(
-            name=config.model_name or directory.name,
-            revision="timed",
-            tokenizer_revision=tokenizer_revision(directory),
-            max_model_len=_MAX_MODEL_LEN,
-            vocab_size=_VOCAB_SIZE,
-            eos_token_ids=(_EOS,),
-            page_size=config.page_size,
-            num_pages=config.num_pages or 4096,
-            backend="torch",
-            device="cpu",
-            dtype="float32",
-            numerics="exact",
-        ),
+    return stand_in(
+        TimedRunner(Pace.read(os.environ[VARIABLE])),
+        config,
+        name=directory.name,
+        revision="timed",
+        tokenizer_revision=tokenizer_revision(directory),
+        max_model_len=_MAX_MODEL_LEN,
+        vocab_size=_VOCAB_SIZE,
+        eos_token_id=_EOS,
+        num_pages=4096,
     )
 
 

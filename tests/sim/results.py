@@ -100,48 +100,31 @@ class Result:
         return Result(done=done, work_s=self.work_s, seconds=self.seconds)
 
 
+class Mean:
+    """An attribute of `Average`: the mean of what the runs have under its name."""
+
+    def __set_name__(self, owner: type[Average], name: str) -> None:
+        self._name = name
+
+    def __get__(self, average: Average, owner: type[Average]) -> float:
+        return fmean(getattr(run, self._name) for run in average.runs)
+
+
 @dataclass(frozen=True)
 class Average:
     """Several runs of one kind; the means of what `Result` tells of each."""
 
     runs: tuple[Result, ...]
 
-    @property
-    def hit_rate(self) -> float:
-        """Mean hit rate."""
-        return fmean(run.hit_rate for run in self.runs)
-
-    @property
-    def ideal_hit_rate(self) -> float:
-        """Mean ideal hit rate."""
-        return fmean(run.ideal_hit_rate for run in self.runs)
-
-    @property
-    def load_cov(self) -> float:
-        """Mean coefficient of variation of the engines' work."""
-        return fmean(run.load_cov for run in self.runs)
+    hit_rate = Mean()
+    ideal_hit_rate = Mean()
+    load_cov = Mean()
+    ttft_mean_s = Mean()
+    ttft_p99_s = Mean()
+    e2e_mean_s = Mean()
+    requests_per_s = Mean()
 
     @property
     def load_cov_spread(self) -> float:
-        """Standard deviation of the same between the runs."""
+        """Standard deviation of `load_cov` between the runs."""
         return pstdev(run.load_cov for run in self.runs)
-
-    @property
-    def ttft_mean_s(self) -> float:
-        """Mean time to the first token."""
-        return fmean(run.ttft_mean_s for run in self.runs)
-
-    @property
-    def ttft_p99_s(self) -> float:
-        """Mean of the runs' 99th percentiles."""
-        return fmean(run.ttft_p99_s for run in self.runs)
-
-    @property
-    def e2e_mean_s(self) -> float:
-        """Mean time to the last token."""
-        return fmean(run.e2e_mean_s for run in self.runs)
-
-    @property
-    def requests_per_s(self) -> float:
-        """Mean requests per second."""
-        return fmean(run.requests_per_s for run in self.runs)

@@ -40,7 +40,7 @@ def main() -> None:
     """Measure."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--part", action="append", choices=list(PARTS), help="what to measure; default: all")
-    parser.add_argument("--rounds", type=int, default=3, help="runs of each load of streams; the median counts")
+    parser.add_argument("--rounds", type=int, default=3, help="runs of each measurement; the median counts")
     parser.add_argument("--model", default=DEFAULT_MODEL, help="whose tokenizer the router has")
     parser.add_argument("--output", type=Path, help="append the results to this file")
     arguments = parser.parse_args()
@@ -54,15 +54,13 @@ def main() -> None:
             file.append(results)
 
 
-async def decisions(_arguments: argparse.Namespace) -> list[Result]:
+async def decisions(arguments: argparse.Namespace) -> list[Result]:
     """Time decisions for 1k and 6k prompt tokens."""
     results = []
     for prompt_len in (1024, 6144):
-        figures = decision_ms(prompt_len)
-        results += [
-            _result(f"decision:8:{prompt_len}", f"{name}_ms_p50", (value,), {"engines": 8})
-            for name, value in figures.items()
-        ]
+        runs = [decision_ms(prompt_len) for _ in range(arguments.rounds)]
+        figures = {f"{name}_ms_p50": [run[name] for run in runs] for name in runs[0]}
+        results += _results(f"decision:8:{prompt_len}", figures, {"engines": 8})
     return results
 
 

@@ -237,12 +237,12 @@ class LocalStack:
 
     async def _spawn_router(self) -> Child:
         # A router that comes back keeps its addresses: clients know them.
-        line = self.options.router_line(self.redis_url, self._endpoints.get(ROUTER))
-        return await self._spawn(ROUTER, line, dict(self.options.environment))
+        line = self.options.router_line(self._endpoints.get(ROUTER))
+        return await self._spawn(ROUTER, line, self.options.router_environment(self.redis_url))
 
     async def _spawn_engine(self, index: int) -> Child:
-        line = self.options.engine_line(index, self.redis_url)
-        return await self._spawn(engine_name(index), line, self.options.engine_environment(index))
+        line = self.options.engine_line(index)
+        return await self._spawn(engine_name(index), line, self.options.engine_environment(index, self.redis_url))
 
     async def _spawn(self, name: str, line: list[str], environment: dict[str, str]) -> Child:
         if name in self._children:

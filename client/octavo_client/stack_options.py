@@ -76,30 +76,34 @@ class StackOptions:
         """Return the file that takes a process's output."""
         return self.log_directory / f"{name}.jsonl"
 
-    def engine_line(self, index: int, redis_url: str) -> list[str]:
+    def engine_line(self, index: int) -> list[str]:
         """Return the command line of engine `index`, from 1."""
         name = engine_name(index)
         line = [*self.engine_command, "--engine-id", name, "--listen", "127.0.0.1:0"]
         line += ["--admin-listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0"]
         if self.threads is not None:
             line += ["--threads", str(self.threads)]
-        return [*line, *self._common_flags(name, redis_url), *self.engine_flags]
+        return [*line, *self._common_flags(name), *self.engine_flags]
 
-    def engine_environment(self, index: int) -> dict[str, str]:
-        """Return the environment of engine `index`, from 1."""
+    def engine_environment(self, index: int, redis_url: str) -> dict[str, str]:
+        """Return the environment of engine `index`, from 1. Redis's URL may hold a password: no command line shows it."""
         gpu = {"CUDA_VISIBLE_DEVICES": self.gpus[(index - 1) % len(self.gpus)]} if self.gpus else {}
-        return {**self.environment, **gpu}
+        return {**self.environment, **gpu, "OCTAVO_ENGINE_REDIS_URL": redis_url}
 
-    def router_line(self, redis_url: str, known: Endpoints | None) -> list[str]:
+    def router_environment(self, redis_url: str) -> dict[str, str]:
+        """Return the router's environment."""
+        return {**self.environment, "OCTAVO_ROUTER_REDIS_URL": redis_url}
+
+    def router_line(self, known: Endpoints | None) -> list[str]:
         """Return the router's command line; `known` are the addresses that it had before, to have them again."""
         line = [*self.router_command, "--router-id", ROUTER]
         line += ["--listen", known.address if known else self.router_listen]
         line += ["--admin-listen", known.admin_address if known else "127.0.0.1:0"]
         line += ["--metrics-listen", known.metrics_address if known else "127.0.0.1:0"]
-        return [*line, *self._common_flags(ROUTER, redis_url), *self.router_flags]
+        return [*line, *self._common_flags(ROUTER), *self.router_flags]
 
-    def _common_flags(self, name: str, redis_url: str) -> list[str]:
-        flags = ["--model", self.model, "--redis-url", redis_url, "--log-form", "json"]
+    def _common_flags(self, name: str) -> list[str]:
+        flags = ["--model", self.model, "--log-form", "json"]
         flags += ["--ready-file", str(self.ready_file(name)), "--exit-with-stdin"]
         flags += ["--drain-grace-s", f"{_DRAIN_SHARE * self.stop_grace_s:g}"]
         if self.model_name:

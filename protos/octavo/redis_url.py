@@ -101,6 +101,19 @@ def parse_redis_url(url: str) -> RedisPlace:
     )
 
 
+def shown_redis_url(url: str) -> str:
+    """Return what of a URL may be shown: no user, no password, no options.
+
+    Raises:
+        ValueError: as `parse_redis_url` does.
+    """
+    place = parse_redis_url(url)
+    scheme = url.partition("://")[0]
+    hosts = ",".join(f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in place.hosts)
+    database = [str(place.database)] if place.database else []
+    return f"{scheme}://{place.socket_path or '/'.join(filter(None, [hosts, place.service, *database]))}"
+
+
 def _place(scheme: str, parts: SplitResult, netloc: str, options: Mapping[str, str]) -> RedisPlace:
     allowed = {*_FILES, "ssl_cert_reqs", "ssl_check_hostname"} if _TLS[scheme] else set[str]()
     if scheme == "unix":

@@ -22,6 +22,7 @@ from octavo.v1 import engine_pb2
 from opentelemetry import trace
 
 from octavo_router.attempt import Attempt, AttemptOver, Fate
+from octavo_router.decision import Decision
 from octavo_router.detokenizer import Detokenizer
 from octavo_router.fleet import Engine
 from octavo_router.journal import Ending, Journal, Timing
@@ -29,7 +30,6 @@ from octavo_router.losses import Losses
 from octavo_router.output import ChoiceEnded, ChoiceOutput, Chunk
 from octavo_router.policy import Cost
 from octavo_router.resume import Resumption
-from octavo_router.route_span import Decision
 from octavo_router.routing import Routing
 from octavo_router.search import Search
 from octavo_router.stay import Stay

@@ -76,6 +76,8 @@ class Route:
     @property
     def reason(self) -> str:
         """One line for people."""
+        if not self.ranked:
+            return "no engine"
         best = self.ranked[0]
         text = f"{best.engine_id}: {best.matched_pages} of {self.prompt_pages} pages cached, cost {best.cost_s:.3f} s"
         if len(self.ranked) == 1:

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Collection, Iterator
 
+import structlog
+from octavo.attributes import Log
 from octavo.errors import OctavoError, Unavailable
 
+from octavo_router.decision import Decision
 from octavo_router.fleet import Engine
 from octavo_router.journal import Journal
 from octavo_router.kind import EngineKind
 from octavo_router.policy import Cost
-from octavo_router.route_span import Decision
 from octavo_router.routing import Route, Routing
 from octavo_router.work import Placed, Work
+
+_log = structlog.get_logger("octavo.router.search")
 
 
 class Search:
@@ -95,7 +100,15 @@ class Search:
             excluded=excluded,
         )
         seconds = time.perf_counter() - started_at
-        self.decisions.append(
-            Decision(route=route, attempt=self._journal.num_attempts, started_ns=started_ns, seconds=seconds)
-        )
+        decision = Decision(route=route, attempt=self._journal.num_attempts, started_ns=started_ns, seconds=seconds)
+        self.decisions.append(decision)
+        if _log.is_enabled_for(logging.DEBUG):
+            _log.debug(
+                "request_routed",
+                **{Log.REQUEST_ID: self._work.request_id},
+                attempt=decision.attempt,
+                prompt_pages=route.prompt_pages,
+                reason=route.reason,
+                candidates=decision.terms(),
+            )
         return route

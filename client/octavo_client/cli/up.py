@@ -15,6 +15,7 @@ from typing import Annotated, Final
 
 import typer
 from octavo.model_directory import DEFAULT_MODEL, served_name
+from octavo.redis_url import shown_redis_url
 from rich.table import Table
 
 from octavo_client.child import Exit
@@ -175,6 +176,6 @@ def _print_endpoints(stack: LocalStack) -> None:
     for name, ends in {ROUTER: stack.router, **stack.engines}.items():
         table.add_row(f"[bold]{name}[/]", ends.address, ends.admin_address, ends.metrics_address, str(ends.pid))
     out.print(table)
-    out.print(f"redis    {stack.redis_url}", soft_wrap=True)
+    out.print(f"redis    {shown_redis_url(stack.redis_url)}", soft_wrap=True)
     out.print(f"logs     {stack.options.log_directory}", soft_wrap=True)
     out.print("Try [bold]octavo chat[/] in another terminal. Ctrl-C stops everything.")

@@ -6,6 +6,7 @@ import urllib.request
 
 import grpc
 import pytest
+import structlog
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from octavo.v1 import admin_pb2
@@ -71,6 +72,16 @@ async def test_spans_say_what_was_asked_and_why_the_engine_was_chosen(new_engine
     candidates = json.loads(route["octavo.route.candidates"])
     assert {candidate["engine_id"] for candidate in candidates} == {"e1", "e2"}
     assert {"prefill_s", "pool_s", "decode_s", "cost_s"} <= candidates[0].keys()
+
+
+async def test_log_at_debug_level_has_every_term_of_a_decision(new_engine, new_router):
+    router = await new_router(await new_engine("e1"), await new_engine("e2"))
+    with structlog.testing.capture_logs() as logs:
+        answer = await router.generate([20] * 12, metadata=(("x-request-id", "r1"),))
+    (routed,) = (line for line in logs if line["event"] == "request_routed")
+    assert (routed["log_level"], routed["request_id"], routed["reason"]) == ("debug", "r1", answer.accepted.reason)
+    candidates = json.loads((await spans_of(router))["router.route"].attributes["octavo.route.candidates"])
+    assert routed["candidates"] == candidates
 
 
 async def test_request_that_moves_keeps_one_trace(new_engine, new_router):

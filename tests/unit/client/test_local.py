@@ -52,20 +52,31 @@ def test_each_gpu_gets_an_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
     options = stack_options(state_directory=tmp_path, model="m", model_name="n", engines=None, threads=None)
     assert (options.num_engines, options.threads) == (2, None)
-    assert [options.engine_environment(index)["CUDA_VISIBLE_DEVICES"] for index in (1, 2, 3)] == ["4", "6", "4"]
+    assert [options.engine_environment(index, "redis://r")["CUDA_VISIBLE_DEVICES"] for index in (1, 2, 3)] == [
+        "4",
+        "6",
+        "4",
+    ]
 
 
 def test_a_router_that_comes_back_asks_for_its_old_addresses(tmp_path: Path) -> None:
     options = StackOptions(state_directory=tmp_path)
     known = Endpoints(address="127.0.0.1:11", admin_address="127.0.0.1:12", metrics_address="127.0.0.1:13", pid=1)
-    fresh, again = options.router_line("redis://r", None), options.router_line("redis://r", known)
+    fresh, again = options.router_line(None), options.router_line(known)
     assert fresh[fresh.index("--listen") + 1] == "127.0.0.1:0"
     assert again[again.index("--listen") + 1] == "127.0.0.1:11"
     assert again[again.index("--admin-listen") + 1] == "127.0.0.1:12"
 
 
+def test_the_password_of_redis_is_on_no_command_line(tmp_path: Path) -> None:
+    options, url = StackOptions(state_directory=tmp_path), "redis://:hunter2@r"
+    assert "--redis-url" not in [*options.engine_line(1), *options.router_line(None)]
+    assert options.engine_environment(1, url)["OCTAVO_ENGINE_REDIS_URL"] == url
+    assert options.router_environment(url)["OCTAVO_ROUTER_REDIS_URL"] == url
+
+
 def test_requests_get_less_than_the_time_until_sigkill(tmp_path: Path) -> None:
-    line = StackOptions(state_directory=tmp_path, stop_grace_s=10).engine_line(1, "redis://r")
+    line = StackOptions(state_directory=tmp_path, stop_grace_s=10).engine_line(1)
     assert 0 < float(line[line.index("--drain-grace-s") + 1]) < 10
 
 

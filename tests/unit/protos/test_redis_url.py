@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 from octavo.redis_client import connect
-from octavo.redis_url import RedisPlace, Tls, parse_redis_url
+from octavo.redis_url import RedisPlace, Tls, parse_redis_url, shown_redis_url
 
 
 @pytest.mark.parametrize(
@@ -47,6 +47,19 @@ async def test_url_says_where_and_how(url, place):
     client = connect(url)
     client.connection_pool.make_connection()  # redis-py takes every option
     await client.aclose()
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("redis://localhost", "redis://localhost:6379"),
+        ("rediss://me:hunter2@h:1/3?ssl_keyfile=k.pem", "rediss://h:1/3"),
+        ("unix://u:hunter2@/run/s?db=2", "unix:///run/s"),
+        ("sentinel://u:hunter2@s1,[::1]:5/main/4?sentinel_password=hunter3", "sentinel://s1:26379,[::1]:5/main/4"),
+    ],
+)
+def test_what_is_shown_of_a_url_holds_no_secret(url: str, shown: str) -> None:
+    assert shown_redis_url(url) == shown
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import asyncio
 import gc
 import time
 from collections.abc import Coroutine
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from typing import TYPE_CHECKING, Any, Final
 
 import structlog
@@ -49,6 +49,7 @@ HEARTBEAT_S: Final = 0.1
 
 _FLUSH_TIMEOUT_S = 10.0
 _CORE_STOP_S = 5.0
+_LINGER_S = 0.25  # from the end of a drain to that of the links: a few heartbeats
 _log = structlog.get_logger()
 
 
@@ -156,6 +157,10 @@ class Front:
     async def _drain_on_stop(self) -> None:
         await self._stop.asked.wait()
         await self.drain(None)
+        if any(isinstance(reader, Link) for reader in self._switchboard.readers):
+            # A router that has not heard yet may just be sending a request: it is refused, rather than cut off.
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._stop.hurried.wait(), _LINGER_S)
         self._finish(0)
 
     # --- the core ---

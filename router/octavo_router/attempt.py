@@ -22,6 +22,8 @@ _ENDINGS = {
 
 ENGINE_SILENT: Final = "engine_silent"
 """Reason of a loss: nothing at all is heard from the engine."""
+ENGINE_LEFT: Final = "engine_left"
+"""Reason of a loss: the engine ended the stream in order, and the request may never have come there."""
 ENGINE_STALLED: Final = "engine_stalled"
 """Reason of a loss: the engine says that its core hangs."""
 
@@ -103,7 +105,7 @@ class Attempt:
         if self.over is not None:
             return
         if message.reason == types_pb2.FINISH_REASON_HANDOFF:
-            self._finish(Fate.HANDED_OFF, "engine_draining", "the engine is draining")
+            self.hand_over()
         elif (ending := _ENDINGS.get(message.reason)) is None or message.choice >= len(self._journal.choices):
             self._finish(Fate.FAILED, message.error or "engine_failed", "the engine failed")
         else:
@@ -119,6 +121,10 @@ class Attempt:
         error = from_code(message.code, message.reason, message.message, retry_after_s)
         self.over = self.over or AttemptOver(Fate.REFUSED, error)
         self._wake()
+
+    def hand_over(self) -> None:
+        """Note that the engine drains, and leaves the rest to another."""
+        self._finish(Fate.HANDED_OFF, "engine_draining", "the engine is draining")
 
     def lose(self, reason: str) -> None:
         """Note that nothing more will come from this engine."""

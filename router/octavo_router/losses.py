@@ -3,16 +3,17 @@
 A request may be the very cause: its prompt runs into a bug, its step kills the core. Resumed, it comes to the same step at
 once and kills the next engine too. So a request whose second engine in a row fails before it gave a single token is not
 tried at a third. A request that went on between its losses was merely unlucky, up to a limit. Silence accuses nobody: the
-process that answers for an engine is not the one that computes.
+process that answers for an engine is not the one that computes. Nor does a stream that the engine ended in order.
 """
 
 from __future__ import annotations
 
 from octavo.errors import InternalError, OctavoError
 
-from octavo_router.attempt import ENGINE_SILENT, AttemptOver, Fate
+from octavo_router.attempt import ENGINE_LEFT, ENGINE_SILENT, AttemptOver, Fate
 
 _MAX_DEATHS_IN_PLACE = 1  # the first may have been an accident
+_BLAMELESS = frozenset({ENGINE_SILENT, ENGINE_LEFT})
 
 
 class Losses:
@@ -32,7 +33,7 @@ class Losses:
         if over.fate not in {Fate.LOST, Fate.FAILED}:
             return None
         self._num_losses += 1
-        if over.error.reason != ENGINE_SILENT:
+        if over.error.reason not in _BLAMELESS:
             is_in_place = num_output_tokens <= self._died_at
             self._num_deaths_in_place = self._num_deaths_in_place + 1 if is_in_place else 0
             self._died_at = num_output_tokens

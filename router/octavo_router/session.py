@@ -18,7 +18,7 @@ import structlog
 from octavo.errors import InternalError
 from octavo.v1 import engine_pb2, engine_pb2_grpc
 
-from octavo_router.attempt import ENGINE_SILENT, ENGINE_STALLED, Attempt
+from octavo_router.attempt import ENGINE_LEFT, ENGINE_SILENT, ENGINE_STALLED, Attempt
 from octavo_router.step_columns import tokens_of
 from octavo_router.wakeups import Wakeups
 
@@ -28,6 +28,8 @@ PROTOCOL_VERSION: Final = 1
 _WATCH_PERIOD_S: Final = 0.1
 _MAX_OUTBOX: Final = 65_536
 _SNAPSHOT_PAUSE_S: Final = 0.2
+# "internal" is what grpc.aio says if the stream ended while it was written to, whatever the engine had said before.
+_ORDERLY_ENDS: Final = frozenset({"closed", "internal"})
 # Only keepalive together with the ping timeout notices a peer that hangs without closing its socket.
 CHANNEL_OPTIONS: Final = (
     ("grpc.keepalive_time_ms", 2000),
@@ -116,27 +118,40 @@ class LinkSession:
         async with grpc.aio.insecure_channel(self._address, options=CHANNEL_OPTIONS) as channel:
             stub = engine_pb2_grpc.EngineServiceStub(channel)
             call: _Call = stub.Link()
+            reason = "cancelled"
             try:
-                async with asyncio.timeout(self._times.connect_s):
-                    welcome = await self._greet(call)
-                if welcome is None or not self._owner.session_opened(self, welcome):
-                    return "refused"
-                self.was_welcome = True
-                return await _first_of(self._read(call), self._write(call), self._watch(), self._fetch_snapshots(stub))
-            except InternalError as error:  # the engine sends what cannot be
-                _log.error("engine_makes_no_sense", address=self._address, reason=error.reason, message=error.message)
-                return error.reason
-            except TimeoutError:
-                return "no_welcome"
-            except (grpc.RpcError, asyncio.InvalidStateError) as error:
-                return _reason(error)
+                reason = await self._converse(stub, call)
             finally:
                 call.cancel()
                 self._owner.session_closed(self)
-                attempts = list(self.attempts.values())
-                self.attempts.clear()
-                for attempt in attempts:
-                    attempt.lose("engine_lost")
+                self._give_back(reason)
+            return reason
+
+    async def _converse(self, stub: engine_pb2_grpc.EngineServiceAsyncStub, call: _Call) -> str:
+        try:
+            async with asyncio.timeout(self._times.connect_s):
+                welcome = await self._greet(call)
+            if welcome is None or not self._owner.session_opened(self, welcome):
+                return "refused"
+            self.was_welcome = True
+            return await _first_of(self._read(call), self._write(call), self._watch(), self._fetch_snapshots(stub))
+        except InternalError as error:  # the engine sends what cannot be
+            _log.error("engine_makes_no_sense", address=self._address, reason=error.reason, message=error.message)
+            return error.reason
+        except TimeoutError:
+            return "no_welcome"
+        except (grpc.RpcError, asyncio.InvalidStateError) as error:
+            return _reason(error)
+
+    def _give_back(self, reason: str) -> None:
+        """Tell the attempts that the stream has ended."""
+        attempts = list(self.attempts.values())
+        self.attempts.clear()
+        for attempt in attempts:
+            if self._draining:  # what it took it has handed over by itself
+                attempt.hand_over()
+            else:
+                attempt.lose(ENGINE_LEFT if reason in _ORDERLY_ENDS else "engine_lost")
 
     def submit(self, message: engine_pb2.LinkRequest, attempt: Attempt) -> int:
         """Send a `submit` under a new stream id."""
@@ -277,7 +292,10 @@ class LinkSession:
             if len(self._outbox) > _MAX_OUTBOX:
                 return "outbox_full"
             while self._outbox:
-                await call.write(self._outbox.popleft())
+                try:
+                    await call.write(self._outbox.popleft())
+                except asyncio.InvalidStateError:  # it has ended: the reader says why
+                    await asyncio.Event().wait()
                 if len(self._outbox) > _MAX_OUTBOX:
                     return "outbox_full"
 
@@ -312,11 +330,11 @@ class LinkSession:
 
 
 async def _first_of(*coroutines: Coroutine[Any, Any, str]) -> str:
-    """Run all until one ends; return its result or raise its error. The others are cancelled and awaited."""
+    """Run all until one ends; return its result or raise its error, the first's of several. The others are cancelled."""
     tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        return next(iter(done)).result()
+        return next(task for task in tasks if task in done).result()
     finally:
         for task in tasks:
             task.cancel()

@@ -69,6 +69,8 @@ class FakeEngine(engine_pb2_grpc.EngineServiceServicer):
         self.silent = False  # says nothing at all, like a process that was stopped
         self.rejection: engine_pb2.Rejected | None = None
         self.end_with: types_pb2.FinishReason.ValueType | None = None  # ends every stream at `hold_at` so
+        self.leaves = 0  # so many requests that come find the engine about to stop: it ends the link in order
+        self.says_that_it_leaves = False
         self.load = engine_pb2.Load(pages_free=1000)
         self.submits: list[engine_pb2.Submit] = []
         self.cancels: list[int] = []
@@ -226,6 +228,10 @@ class FakeEngine(engine_pb2_grpc.EngineServiceServicer):
             if kind == "submit":
                 submit = request.submit
                 self.submits.append(submit)
+                if self.leaves:
+                    self.leaves -= 1
+                    await link.write(engine_pb2.LinkResponse(load=engine_pb2.Load(draining=self.says_that_it_leaves)))
+                    return
                 link.tasks[submit.stream_id] = asyncio.create_task(self._run(link, submit))
             elif kind == "cancel" and request.cancel.choices:
                 await self._cancel_choices(link, request.cancel)

@@ -98,6 +98,17 @@ async def test_sigterm_lets_running_requests_end_and_refuses_new_ones(gated_engi
     assert await gated_engine.wait() == 0
 
 
+async def test_idle_engine_that_stops_refuses_what_comes_while_it_says_so(gated_engine: EngineProcess) -> None:
+    async with open_link(gated_engine.stub()) as link:
+        gated_engine.process.send_signal(signal.SIGTERM)
+        await link.next("heartbeat", lambda m: m.heartbeat.load.draining)
+        await gated_engine.logged("engine_drained")
+        await link.submit(a_submit(1))
+        assert (await link.rejected()).reason == "draining"
+        assert await link.broken() is None
+    assert await gated_engine.wait() == 0
+
+
 async def test_when_the_grace_is_over_requests_are_handed_off() -> None:
     async with running_engine("--drain-grace-s", "0") as engine, open_link(engine.stub()) as link:
         await link.submit(a_submit(1, max_tokens=ENDLESS))

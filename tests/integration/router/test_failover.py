@@ -157,6 +157,17 @@ async def test_request_that_kills_its_second_engine_too_is_not_tried_at_a_third(
     assert sum(len(engine.submits) for engine in engines) == 2
 
 
+@pytest.mark.parametrize(("says_so", "times"), [(False, 1), (True, 2)], ids=["unannounced", "announced"])
+async def test_engines_that_stop_in_order_accuse_no_request(new_engine, new_router, says_so, times):
+    engines = [await new_engine("e1"), await new_engine("e2")]
+    router = await new_router(*engines, max_moves=2)
+    for engine in engines:
+        engine.leaves, engine.says_that_it_leaves = times, says_so
+    answer = await router.generate(max_tokens=20)
+    assert answer.token_ids[0] == list(count_up()(engines[0].submits[0], 0))
+    assert [engine.leaves for engine in engines] == [0, 0]
+
+
 async def test_request_that_goes_on_between_its_losses_is_given_up_after_two_moves(new_engine, new_router):
     engines = [await new_engine(f"e{index}") for index in range(4)]
     router = await new_router(*engines)

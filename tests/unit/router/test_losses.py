@@ -3,7 +3,7 @@ from __future__ import annotations
 import grpc
 import pytest
 from octavo.errors import Unavailable
-from octavo_router.attempt import ENGINE_SILENT, AttemptOver, Fate
+from octavo_router.attempt import ENGINE_LEFT, ENGINE_SILENT, AttemptOver, Fate
 from octavo_router.losses import Losses
 
 
@@ -36,8 +36,9 @@ def test_request_that_went_on_meanwhile_is_merely_unlucky_up_to_the_limit() -> N
     assert verdicts((over(), 3), (over(), 4), (over(), 9)) == [None, None, "engine_lost"]
 
 
-def test_silence_accuses_nobody() -> None:
-    silent = over(reason=ENGINE_SILENT)
+@pytest.mark.parametrize("reason", [ENGINE_SILENT, ENGINE_LEFT])
+def test_silence_and_orderly_ends_accuse_nobody(reason: str) -> None:
+    silent = over(reason=reason)
     assert verdicts((silent, 3), (silent, 3)) == [None, None]
     assert verdicts((over(), 3), (silent, 3)) == [None, None]
 

@@ -13,8 +13,8 @@ from octavo.v1 import engine_pb2, types_pb2
 from octavo_router.directory import Directory, Outcome, PageChange
 from octavo_router.kind import kind_of
 from octavo_router.link import EngineLink
+from octavo_router.liveness import LinkState, LinkTimes
 from octavo_router.load import EngineLoad, LoadReport, Placement, PlacementNote
-from octavo_router.session import LinkState, LinkTimes
 from octavo_router.wakeups import Wakeups
 
 _log = structlog.get_logger("octavo.router.fleet")

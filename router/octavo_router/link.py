@@ -15,7 +15,8 @@ from octavo.errors import Unavailable
 from octavo.v1 import engine_pb2
 
 from octavo_router.attempt import Attempt
-from octavo_router.session import LinkSession, LinkState, LinkTimes
+from octavo_router.liveness import LinkState, LinkTimes
+from octavo_router.session import LinkSession
 from octavo_router.step_columns import MALFORMED_STEP
 from octavo_router.wakeups import Wakeups
 
@@ -74,7 +75,7 @@ class EngineLink:
     @property
     def age_s(self) -> float:
         """Age of the newest message, seconds; infinite without one."""
-        return float("inf") if self._session is None else time.monotonic() - self._session.heard_at
+        return float("inf") if self._session is None else time.monotonic() - self._session.liveness.heard_at
 
     async def run(self) -> None:
         """Keep a stream to the engine until cancelled."""

@@ -28,12 +28,12 @@ from octavo_router.bus import RedisBus
 from octavo_router.config import RouterConfig
 from octavo_router.fleet import Fleet
 from octavo_router.gate import Gate
+from octavo_router.liveness import LinkState, LinkTimes
 from octavo_router.load import PlacementNote
 from octavo_router.metrics import RouterMetrics
 from octavo_router.policy import Weights
 from octavo_router.routing import Routing
 from octavo_router.service import InferenceService, ServiceLimits
-from octavo_router.session import LinkState, LinkTimes
 from octavo_router.tokenizer import Tokenizer, TokenizerThreads
 from octavo_router.turns import Turns
 from octavo_router.work import DispatchLimits

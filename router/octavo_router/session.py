@@ -9,8 +9,6 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Coroutine
-from dataclasses import dataclass
-from enum import Enum
 from typing import Any, Final, Protocol
 
 import grpc
@@ -19,6 +17,7 @@ from octavo.errors import InternalError
 from octavo.v1 import engine_pb2, engine_pb2_grpc
 
 from octavo_router.attempt import ENGINE_LEFT, ENGINE_SILENT, ENGINE_STALLED, Attempt
+from octavo_router.liveness import SILENT, LinkState, LinkTimes, Liveness
 from octavo_router.step_columns import tokens_of
 from octavo_router.wakeups import Wakeups
 
@@ -42,26 +41,6 @@ CHANNEL_OPTIONS: Final = (
     ("grpc.max_receive_message_length", 64 << 20),
     ("grpc.max_send_message_length", 64 << 20),
 )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LinkTimes:
-    """When a link gives up, in seconds."""
-
-    connect_s: float = 3.0  # from dialling to the welcome
-    suspect_s: float = 1.5  # silence after which nothing new is sent there: fifteen heartbeats
-    lost_s: float = 2.5  # silence after which its requests move
-    stall_s: float = 30.0  # heartbeats that call the core well, but a core with requests makes no step
-    max_backoff_s: float = 1.0
-
-
-class LinkState(Enum):
-    """How far an engine can be relied on."""
-
-    UNREACHABLE = "unreachable"
-    SERVING = "serving"
-    DRAINING = "draining"
-    SUSPECT = "suspect"
 
 
 class SessionOwner(Protocol):
@@ -97,7 +76,7 @@ class LinkSession:
     ) -> None:
         self.attempts: dict[int, Attempt] = {}
         self.snapshot_wanted = asyncio.Event()
-        self.heard_at = time.monotonic()
+        self.liveness = Liveness(times, time.monotonic())
         self.was_welcome = False
         self.is_superseded = False
         self._address = address
@@ -108,10 +87,6 @@ class LinkSession:
         self._outbox: deque[engine_pb2.LinkRequest] = deque()
         self._outbox_filled = asyncio.Event()
         self._next_stream_id = 1
-        self._step_id = 0
-        self._stepped_at = self.heard_at
-        self._draining = False
-        self._stalled = False
 
     async def run(self) -> str:
         """Return why the stream ended."""
@@ -148,7 +123,7 @@ class LinkSession:
         attempts = list(self.attempts.values())
         self.attempts.clear()
         for attempt in attempts:
-            if self._draining:  # what it took it has handed over by itself
+            if self.liveness.is_draining:  # what it took it has handed over by itself
                 attempt.hand_over()
             else:
                 attempt.lose(ENGINE_LEFT if reason in _ORDERLY_ENDS else "engine_lost")
@@ -188,9 +163,8 @@ class LinkSession:
         await call.write(engine_pb2.LinkRequest(hello=hello))
         message = await call.read()
         if isinstance(message, engine_pb2.LinkResponse) and message.HasField("welcome"):
-            self.heard_at = self._stepped_at = time.monotonic()
-            self._draining = message.welcome.load.draining
-            self._stalled = message.welcome.load.stalled
+            self.liveness = Liveness(self._times, time.monotonic())
+            self._note_load(message.welcome.load)
             return message.welcome
         await call.code()  # a stream that ended with a status raises nothing by itself
         return None
@@ -200,7 +174,7 @@ class LinkSession:
             message = await call.read()
             if not isinstance(message, engine_pb2.LinkResponse):
                 return "closed"
-            self.heard_at = time.monotonic()
+            self.liveness.heard(time.monotonic())
             self._dispatch(message)
 
     def _dispatch(self, message: engine_pb2.LinkResponse) -> None:
@@ -220,7 +194,7 @@ class LinkSession:
 
     def _step(self, step: engine_pb2.StepBatch) -> None:
         tokens = tokens_of(step)  # before anything is taken from a batch that makes no sense
-        self._note_step(step.step_id)
+        self.liveness.stepped(step.step_id)
         for started in step.started:
             attempt = self.attempts.get(started.stream_id)
             if attempt is not None:
@@ -254,36 +228,27 @@ class LinkSession:
                 del self.attempts[stream_id]
 
     def _heartbeat(self, heartbeat: engine_pb2.Heartbeat) -> None:
-        self._note_step(heartbeat.step_id)
-        if heartbeat.num_requests == 0:
-            self._stepped_at = self.heard_at
+        self.liveness.beat(heartbeat.step_id, num_requests=heartbeat.num_requests)
         if heartbeat.HasField("load"):
             self._load(heartbeat.load)
 
     def _load(self, load: engine_pb2.Load) -> None:
-        self._draining = load.draining
-        self._stalled = load.stalled
+        self._note_load(load)
         self._owner.session_load(load)
         self.judge()
         if load.stalled:  # the front lives, so the stream stays: if the core wakes up, it finds its requests cancelled
             self._lose_all(ENGINE_STALLED)
 
+    def _note_load(self, load: engine_pb2.Load) -> None:
+        self.liveness.loaded(draining=load.draining, stalled=load.stalled)
+
     def _lose_all(self, reason: str) -> None:
         for attempt in self.attempts.values():
             attempt.lose(reason)
 
-    def _note_step(self, step_id: int) -> None:
-        if step_id > self._step_id:
-            self._step_id = step_id
-            self._stepped_at = self.heard_at
-
     def judge(self) -> None:
         """Tell the link how far the engine can be relied on now."""
-        if self._stalled or time.monotonic() - self.heard_at > self._times.suspect_s:
-            state = LinkState.SUSPECT
-        else:
-            state = LinkState.DRAINING if self._draining else LinkState.SERVING
-        self._owner.session_judged(state)
+        self._owner.session_judged(self.liveness.state(time.monotonic()))
 
     async def _write(self, call: _Call) -> str:
         while True:
@@ -301,18 +266,18 @@ class LinkSession:
 
     async def _watch(self) -> str:
         while True:
-            slept_at = time.monotonic()
+            looked_at = time.monotonic()
             await asyncio.sleep(_WATCH_PERIOD_S)
-            now = time.monotonic()
             if self.is_superseded:
                 return "superseded"
-            if now - slept_at > self._times.suspect_s / 2:
+            now = time.monotonic()
+            if now - looked_at > self._times.suspect_s / 2:
                 continue  # this process was late itself: what the engine sent meanwhile is still unread
-            if now - self.heard_at > self._times.lost_s:
+            end = self.liveness.end(now)
+            if end == SILENT:
                 self._lose_all(ENGINE_SILENT)
-                return "silent"
-            if now - self._stepped_at > self._times.stall_s:
-                return "stalled"
+            if end is not None:
+                return end
             self.judge()
 
     async def _fetch_snapshots(self, stub: engine_pb2_grpc.EngineServiceAsyncStub) -> str:

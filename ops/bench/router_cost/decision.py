@@ -11,9 +11,9 @@ from octavo.page_hash import root_hash
 from octavo.v1 import engine_pb2, types_pb2
 from octavo_router.fleet import Engine, Fleet
 from octavo_router.link import EngineLink
+from octavo_router.liveness import LinkState
 from octavo_router.policy import Weights
 from octavo_router.routing import Prompt, Routing
-from octavo_router.session import LinkState
 
 NUM_ENGINES: Final = 8
 PAGE_SIZE: Final = 16

@@ -12,8 +12,8 @@ import pytest
 from octavo.revision import tokenizer_revision
 from octavo.v1 import admin_pb2_grpc, inference_pb2_grpc
 from octavo_router.config import RouterConfig
+from octavo_router.liveness import LinkTimes
 from octavo_router.server import RouterServer
-from octavo_router.session import LinkTimes
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from support.fake_engine import FakeEngine
 from support.router_client import RouterClient

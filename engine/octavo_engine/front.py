@@ -49,7 +49,7 @@ HEARTBEAT_S: Final = 0.1
 
 _FLUSH_TIMEOUT_S = 10.0
 _CORE_STOP_S = 5.0
-_LINGER_S = 0.25  # from the end of a drain to that of the links: a few heartbeats
+_LINGER_S = 0.5  # from the end of a drain to that of the links: a few heartbeats
 _log = structlog.get_logger()
 
 

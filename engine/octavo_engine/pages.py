@@ -99,9 +99,7 @@ class PagePool:
             self._ref_counts[page] = count - 1
             if count > 1:
                 continue
-            if self._cache.is_resident(page):
-                self._cache.keep(page)
-            else:
+            if not self._cache.let_go(page):
                 self._free.append(page)
 
     def fork(self, block_table: Sequence[int]) -> list[int]:
@@ -149,7 +147,7 @@ class PagePool:
     def publish(self, page: int, page_hash: bytes) -> bool:
         """Make a full, computed page reusable. False if another page holds the same prefix: this one stays private.
 
-        A private duplicate keeps its place in its holder's block table, which so never changes under a step in
+        A private twin keeps its place in its holder's block table, which so never changes under a step in
         flight, and is free when released.
         """
         assert self._ref_counts[page] > 0, f"page {page} is published by nobody who holds it"

@@ -61,6 +61,8 @@ class PrefixHasher:
         root: the sequence's root, 16 bytes.
     """
 
+    __slots__ = ("_running",)
+
     def __init__(self, root: bytes) -> None:
         self._running = hashlib.sha256(root)
 
@@ -92,10 +94,9 @@ class PrefixHasher:
         return words[:: self._running.digest_size // SHORT_HASH_BYTES].tolist()
 
     def _digests(self, raw: bytes, page_size: int) -> list[bytes]:
-        update, digest = (
-            self._running.update,
-            self._running.digest,
-        )  # looked up once: a router hashes every prompt's pages
+        # Looked up once: a router hashes the pages of every prompt.
+        update = self._running.update
+        digest = self._running.digest
         digests: list[bytes] = []
         stride = 4 * page_size
         for (page,) in struct.iter_unpack(f"{stride}s", raw[: len(raw) - len(raw) % stride]):

@@ -102,16 +102,18 @@ def parse_redis_url(url: str) -> RedisPlace:
 
 
 def shown_redis_url(url: str) -> str:
-    """Return what of a URL may be shown: no user, no password, no options.
+    """Return what of a URL may be shown: where it leads, no user, no password, no certificates.
 
     Raises:
         ValueError: as `parse_redis_url` does.
     """
     place = parse_redis_url(url)
     scheme = url.partition("://")[0]
+    if place.socket_path is not None:
+        return f"{scheme}://{place.socket_path}" + (f"?db={place.database}" if place.database else "")
     hosts = ",".join(f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in place.hosts)
-    database = [str(place.database)] if place.database else []
-    return f"{scheme}://{place.socket_path or '/'.join(filter(None, [hosts, place.service, *database]))}"
+    database = str(place.database) if place.database else None
+    return f"{scheme}://{'/'.join(filter(None, [hosts, place.service, database]))}"
 
 
 def _place(scheme: str, parts: SplitResult, netloc: str, options: Mapping[str, str]) -> RedisPlace:

@@ -138,8 +138,8 @@ class Directory:
     def match(self, runs: Iterable[Sequence[int]], now: float) -> dict[str, int]:
         """Return for each engine the number of leading hashes that it holds. Reads no run behind the longest match.
 
-        An engine that holds the last page of a run is taken to hold the whole run: engines evict the end of a prefix
-        before its beginning.
+        An engine that holds the last page of a run is taken to hold the whole run: engines give up the end of a prefix
+        before its beginning. Of pages that are only predicted it may be wrong for a while; they are guesses anyway.
 
         Args:
             runs: the hashes in order, some at a time, no run empty.

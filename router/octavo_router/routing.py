@@ -9,27 +9,27 @@ from typing import Final
 
 from octavo.page_hash import salted_root, token_bytes
 
-from octavo_router.chain_memo import ChainMemo
 from octavo_router.fleet import Engine, Fleet
 from octavo_router.kind import EngineKind
 from octavo_router.load import Placement, PlacementNote
 from octavo_router.policy import Cost, EngineView, Weights, rank
-from octavo_router.short_chain import ShortChain
+from octavo_router.prefix_memo import PrefixMemo
+from octavo_router.prefix_pages import PrefixPages
 
 # Prompts that share so many of the first tokens that no engine holds tend to the same engine.
 _KEY_TOKENS: Final = 64
-# For the hashes of prefixes that engines hold; with pages of 16 tokens enough for three million tokens.
+# For the hashes of prefixes that engines hold; with pages of 16 tokens enough for two and a half million tokens.
 _MEMO_BYTES: Final = 16 << 20
 
 
 class Prompt:
     """Prompt token ids with their page hashes."""
 
-    def __init__(self, token_ids: Sequence[int], *, cache_salt: bytes = b"", memo: ChainMemo | None = None) -> None:
+    def __init__(self, token_ids: Sequence[int], *, cache_salt: bytes = b"", memo: PrefixMemo | None = None) -> None:
         self.token_ids = token_ids
         self.cache_salt = cache_salt
-        self._memo = ChainMemo(0) if memo is None else memo
-        self._chains: dict[tuple[bytes, int], ShortChain] = {}
+        self._memo = PrefixMemo(0) if memo is None else memo
+        self._pages_by_root: dict[tuple[bytes, int], PrefixPages] = {}
 
     def __len__(self) -> int:
         return len(self.token_ids)
@@ -43,7 +43,7 @@ class Prompt:
 
         There are none without a root: such an engine caches nothing.
         """
-        return self._chain(root, page_size).after(first) if root else ()
+        return self._pages(root, page_size).after(first) if root else ()
 
     def reusable(self, root: bytes, page_size: int) -> Iterator[Sequence[int]]:
         """Return the short hashes of the pages that an engine may take from its cache, in runs that are made when read.
@@ -52,17 +52,17 @@ class Prompt:
         """
         if not root:
             return iter(())
-        return self._chain(root, page_size).runs((len(self) - 1) // page_size)
+        return self._pages(root, page_size).runs((len(self) - 1) // page_size)
 
     def key(self, num_known: int) -> bytes:
         """Name the prompt by what follows its first `num_known` tokens: siblings share that, and no one else does."""
         return self.cache_salt + token_bytes(self.token_ids[num_known : num_known + _KEY_TOKENS])
 
-    def _chain(self, root: bytes, page_size: int) -> ShortChain:
-        known = self._chains.get((root, page_size))
+    def _pages(self, root: bytes, page_size: int) -> PrefixPages:
+        known = self._pages_by_root.get((root, page_size))
         if known is None:
-            known = ShortChain(salted_root(root, self.cache_salt), self.token_ids, page_size, self._memo)
-            self._chains[root, page_size] = known
+            known = PrefixPages(salted_root(root, self.cache_salt), self.token_ids, page_size, self._memo)
+            self._pages_by_root[root, page_size] = known
         return known
 
 
@@ -107,7 +107,7 @@ class Routing:
         self._weights = weights
         self._note = note
         self._clock = clock
-        self._memo = ChainMemo(_MEMO_BYTES)
+        self._memo = PrefixMemo(_MEMO_BYTES)
 
     def prompt(self, token_ids: Sequence[int], *, cache_salt: bytes) -> Prompt:
         """Return a prompt that shares what is remembered of those before it."""
@@ -168,14 +168,14 @@ class Routing:
         self.fleet.directory.settle()
 
     def _views(self, prompt: Prompt, engines: Sequence[Engine], now: float) -> list[EngineView]:
-        by_chain: dict[tuple[bytes, int], dict[str, int]] = {}
+        by_root: dict[tuple[bytes, int], dict[str, int]] = {}
         views = []
         for engine in engines:
             root, page_size = engine.page_hash_root, engine.page_size
-            matched = by_chain.get((root, page_size))
+            matched = by_root.get((root, page_size))
             if matched is None:
                 matched = self.fleet.directory.match(prompt.reusable(root, page_size), now)
-                by_chain[root, page_size] = matched
+                by_root[root, page_size] = matched
             load, report = engine.load, engine.load.report
             views.append(
                 EngineView(

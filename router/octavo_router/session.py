@@ -27,8 +27,10 @@ PROTOCOL_VERSION: Final = 1
 _WATCH_PERIOD_S: Final = 0.1
 _MAX_OUTBOX: Final = 65_536
 _SNAPSHOT_PAUSE_S: Final = 0.2
-# "internal" is what grpc.aio says if the stream ended while it was written to, whatever the engine had said before.
-_ORDERLY_ENDS: Final = frozenset({"closed", "internal"})
+_LOCAL_ERROR: Final = "Internal error from Core"  # details that grpc.aio makes up
+ENDED_UNDER_WRITE: Final = "ended_under_write"
+"""Reason: the stream ended while it was written to; grpc.aio then forgets what the engine had said."""
+_ORDERLY_ENDS: Final = frozenset({"closed", ENDED_UNDER_WRITE})
 # Only keepalive together with the ping timeout notices a peer that hangs without closing its socket.
 CHANNEL_OPTIONS: Final = (
     ("grpc.keepalive_time_ms", 2000),
@@ -93,7 +95,7 @@ class LinkSession:
         async with grpc.aio.insecure_channel(self._address, options=CHANNEL_OPTIONS) as channel:
             stub = engine_pb2_grpc.EngineServiceStub(channel)
             call: _Call = stub.Link()
-            reason = "cancelled"
+            reason = "failed"
             try:
                 reason = await self._converse(stub, call)
             finally:
@@ -116,17 +118,20 @@ class LinkSession:
         except TimeoutError:
             return "no_welcome"
         except (grpc.RpcError, asyncio.InvalidStateError) as error:
-            return _reason(error)
+            return reason_of(error)
 
     def _give_back(self, reason: str) -> None:
         """Tell the attempts that the stream has ended."""
         attempts = list(self.attempts.values())
         self.attempts.clear()
+        is_orderly = reason in _ORDERLY_ENDS
         for attempt in attempts:
-            if self.liveness.is_draining:  # what it took it has handed over by itself
+            if (
+                is_orderly and self.liveness.is_draining
+            ):  # what it took it has handed over by itself: it never took this
                 attempt.hand_over()
             else:
-                attempt.lose(ENGINE_LEFT if reason in _ORDERLY_ENDS else "engine_lost")
+                attempt.lose(ENGINE_LEFT if is_orderly else "engine_lost")
 
     def submit(self, message: engine_pb2.LinkRequest, attempt: Attempt) -> int:
         """Send a `submit` under a new stream id."""
@@ -289,7 +294,7 @@ class LinkSession:
                 snapshot = await stub.PageSnapshot(request, timeout=self._times.connect_s)
                 self._owner.session_snapshot(snapshot)
             except grpc.RpcError as error:
-                _log.warning("snapshot_failed", address=self._address, reason=_reason(error))
+                _log.warning("snapshot_failed", address=self._address, reason=reason_of(error))
                 self.snapshot_wanted.set()
             await asyncio.sleep(_SNAPSHOT_PAUSE_S)
 
@@ -306,6 +311,10 @@ async def _first_of(*coroutines: Coroutine[Any, Any, str]) -> str:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def _reason(error: BaseException) -> str:
-    code = error.code() if isinstance(error, grpc.aio.AioRpcError) else None
-    return type(error).__name__ if code is None else str(code.name).lower()
+def reason_of(error: BaseException) -> str:
+    """Return one word for why a stream ended."""
+    if not isinstance(error, grpc.aio.AioRpcError):
+        return type(error).__name__
+    if error.code() is grpc.StatusCode.INTERNAL and error.details() == _LOCAL_ERROR:
+        return ENDED_UNDER_WRITE
+    return str(error.code().name).lower()

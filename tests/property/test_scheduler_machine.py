@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from itertools import pairwise
 from typing import Any, ClassVar
 
 import pytest
@@ -89,6 +90,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.clients = {}
         self.now_ns = 0
         self.mirror: set[int] = set()
+        self.before: dict[bytes, bytes] = {}  # hash of each page and of the page before it
 
     @rule(
         prompt=st.lists(st.integers(0, 1), min_size=1, max_size=18),
@@ -224,9 +226,18 @@ class SchedulerMachine(RuleBasedStateMachine):
         for launched in self.launched:
             for row in launched.plan.rows:
                 assert all(self.pool._ref_counts[page] for page in row.block_table), "a step in flight lost a page"
+        self.check_prefixes()
         load = self.scheduler.load()
         assert load.pages_in_use + load.pages_cached + load.pages_free == self.pool.num_pages
         assert load.waiting_tokens >= 0
+
+    def check_prefixes(self) -> None:
+        """Assert that no prefix has lost its beginning."""
+        for sequence in self.scheduler._roster.running:
+            self.before.update((page, before) for before, page in pairwise(sequence.page_hashes))
+        cache = self.pool._cache
+        for page in cache._page_of:
+            assert page not in self.before or cache.page_of(self.before[page]) is not None, "a prefix has a hole"
 
     def absorb(self, outcome: StepOutcome) -> None:
         columns = (outcome.keys, outcome.choices, outcome.positions, outcome.token_ids, outcome.logprobs)

@@ -40,6 +40,10 @@ def say(token_ids: Sequence[int]) -> Script:
     return lambda _submit, _choice: token_ids
 
 
+class _Broken(Exception):
+    """A link has to break."""
+
+
 @dataclass(eq=False)
 class _Link:
     write: Callable[[engine_pb2.LinkResponse], Any]
@@ -71,6 +75,7 @@ class FakeEngine(engine_pb2_grpc.EngineServiceServicer):
         self.end_with: types_pb2.FinishReason.ValueType | None = None  # ends every stream at `hold_at` so
         self.leaves = 0  # so many requests that come find the engine about to stop: it ends the link in order
         self.says_that_it_leaves = False
+        self.breaks_its_link = False  # it aborts the link at a request, as a bug in a front would
         self.load = engine_pb2.Load(pages_free=1000)
         self.submits: list[engine_pb2.Submit] = []
         self.cancels: list[int] = []
@@ -214,6 +219,8 @@ class FakeEngine(engine_pb2_grpc.EngineServiceServicer):
         heartbeat = asyncio.create_task(self._heartbeats(link))
         try:
             await self._serve(link, request_iterator)
+        except _Broken:
+            await context.abort(grpc.StatusCode.INTERNAL, "the link failed inside the engine")
         finally:
             self._links.discard(link)
             tasks = [heartbeat, *link.tasks.values()]
@@ -228,6 +235,8 @@ class FakeEngine(engine_pb2_grpc.EngineServiceServicer):
             if kind == "submit":
                 submit = request.submit
                 self.submits.append(submit)
+                if self.breaks_its_link:
+                    raise _Broken
                 if self.leaves:
                     self.leaves -= 1
                     await link.write(engine_pb2.LinkResponse(load=engine_pb2.Load(draining=self.says_that_it_leaves)))

@@ -39,6 +39,7 @@ def main() -> None:
             "metrics_address": "127.0.0.1:3",
             "pid": grandchild.pid if grandchild else os.getpid(),
             "flags": others,
+            "redis_urls": {name: value for name, value in os.environ.items() if name.endswith("_REDIS_URL")},
         }
         scratch = flags.ready_file.with_suffix(".new")
         scratch.write_text(json.dumps(ready))

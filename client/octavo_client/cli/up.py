@@ -15,7 +15,7 @@ from typing import Annotated, Final
 
 import typer
 from octavo.model_directory import DEFAULT_MODEL, served_name
-from octavo.redis_url import shown_redis_url
+from octavo.redis_url import parse_redis_url, shown_redis_url
 from rich.table import Table
 
 from octavo_client.child import Exit
@@ -67,7 +67,12 @@ def up(
         ),
     ] = None,
     redis_url: Annotated[
-        str | None, typer.Option(help="A Redis server to use; default: an embedded one.", show_default=False)
+        str | None,
+        typer.Option(
+            envvar="OCTAVO_REDIS_URL",
+            help="A Redis server to use; default: an embedded one. On a command line everybody here can read a password.",
+            show_default=False,
+        ),
     ] = None,
     otlp_endpoint: Annotated[
         str | None,
@@ -84,6 +89,7 @@ def up(
 ) -> None:
     """Start Redis, engines and a router here, and keep them running until Ctrl-C."""
     with explained():
+        check_redis_url(redis_url)
         directory = prepared_model(model)
         options = stack_options(
             state_directory=state_dir or default_state_directory(),
@@ -99,6 +105,19 @@ def up(
         )
         with only_one(options.state_directory):
             asyncio.run(until_signal(_serve(options)))
+
+
+def check_redis_url(url: str | None) -> None:
+    """Let no stack start that could not reach its Redis.
+
+    Raises:
+        Failed: the URL is none.
+    """
+    if url is not None:
+        try:
+            parse_redis_url(url)
+        except ValueError as error:
+            raise Failed(f"the Redis URL {error}") from None
 
 
 @contextlib.contextmanager

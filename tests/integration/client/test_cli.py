@@ -39,6 +39,14 @@ async def test_generate_streams_text_and_sums_up_on_stderr(router: ScriptedRoute
     assert (sampling.max_tokens, sampling.seed, list(sampling.stop)) == (5, 3, ["x"])
 
 
+@pytest.mark.parametrize("url", ["", "localhost:6379", "redis://:hunter2@"])
+async def test_up_refuses_a_redis_url_that_is_none_before_it_starts_anything(url: str) -> None:
+    result = await octavo("up", "--redis-url", url)
+    assert result.exit_code == 1
+    assert "the Redis URL" in result.stderr
+    assert "hunter2" not in result.output
+
+
 async def test_generate_prints_json_for_programs(router: ScriptedRouter) -> None:
     result = await octavo("generate", "Hi", "--router", router.address, "--json")
     answer = json.loads(result.stdout)

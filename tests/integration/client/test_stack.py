@@ -12,6 +12,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis.asyncio
@@ -60,8 +61,14 @@ def processes_about(directory: Path) -> list[str]:
 
 
 def flags_of(options: StackOptions, name: str) -> list[str]:
-    flags: list[str] = json.loads(options.ready_file(name).read_text())["flags"]
+    flags: list[str] = started(options, name)["flags"]
     return flags
+
+
+def started(options: StackOptions, name: str) -> dict[str, Any]:
+    """Return what a process of the stack says of its start."""
+    said: dict[str, Any] = json.loads(options.ready_file(name).read_text())
+    return said
 
 
 async def test_everything_starts_and_nothing_is_left(options: StackOptions) -> None:
@@ -80,6 +87,9 @@ async def test_each_process_gets_its_flags(options: StackOptions) -> None:
     pairs = dict(itertools.pairwise(engine))
     assert pairs["--engine-id"] == "engine-2"
     assert (pairs["--threads"], pairs["--max-sequences"]) == ("3", "8")
+    url = "redis://127.0.0.1:1"
+    assert started(options, "engine-2")["redis_urls"] == {"OCTAVO_ENGINE_REDIS_URL": url}
+    assert started(options, "router")["redis_urls"] == {"OCTAVO_ROUTER_REDIS_URL": url}
     assert "--otlp-endpoint" in engine
     assert "--otlp-endpoint" in router
     assert "--threads" not in router

@@ -168,6 +168,17 @@ async def test_engines_that_stop_in_order_accuse_no_request(new_engine, new_rout
     assert [engine.leaves for engine in engines] == [0, 0]
 
 
+async def test_request_that_breaks_the_links_of_two_engines_is_not_tried_at_a_third(new_engine, new_router):
+    engines = [await new_engine(f"e{index}") for index in range(3)]
+    router = await new_router(*engines)
+    for engine in engines:
+        engine.breaks_its_link = True
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await router.generate(max_tokens=20)
+    assert from_rpc_error(caught.value).reason == "request_quarantined"
+    assert sum(len(engine.submits) for engine in engines) == 2
+
+
 async def test_request_that_goes_on_between_its_losses_is_given_up_after_two_moves(new_engine, new_router):
     engines = [await new_engine(f"e{index}") for index in range(4)]
     router = await new_router(*engines)

@@ -68,9 +68,10 @@ def test_a_router_that_comes_back_asks_for_its_old_addresses(tmp_path: Path) -> 
     assert again[again.index("--admin-listen") + 1] == "127.0.0.1:12"
 
 
-def test_the_password_of_redis_is_on_no_command_line(tmp_path: Path) -> None:
-    options, url = StackOptions(state_directory=tmp_path), "redis://:hunter2@r"
-    assert "--redis-url" not in [*options.engine_line(1), *options.router_line(None)]
+def test_children_have_the_password_of_redis_on_no_command_line(tmp_path: Path) -> None:
+    url = "redis://:hunter2@r"
+    options = StackOptions(state_directory=tmp_path, redis_url=url)
+    assert not any("hunter2" in word for word in [*options.engine_line(1), *options.router_line(None)])
     assert options.engine_environment(1, url)["OCTAVO_ENGINE_REDIS_URL"] == url
     assert options.router_environment(url)["OCTAVO_ROUTER_REDIS_URL"] == url
 

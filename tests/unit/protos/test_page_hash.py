@@ -16,7 +16,7 @@ def test_root_has_its_golden_value() -> None:
     assert ROOT.hex() == "c8ac2041ad55a4850b365582fc428d7c"
 
 
-def test_prefixes_have_their_golden_values_and_leaves_the_partial_page_out() -> None:
+def test_prefixes_have_their_golden_values_and_leave_the_partial_page_out() -> None:
     assert [each.hex() for each in prefix_hashes(ROOT, [1, 2, 3, 4, 5, 6, 7, 8, 9], 4)] == [
         "983b81577c7a1386064dc0cc9dd16438",
         "de10844a77ad8e80b6bcd0433b1cdf72",

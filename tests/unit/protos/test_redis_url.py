@@ -54,7 +54,7 @@ async def test_url_says_where_and_how(url, place):
     [
         ("redis://localhost", "redis://localhost:6379"),
         ("rediss://me:hunter2@h:1/3?ssl_keyfile=k.pem", "rediss://h:1/3"),
-        ("unix://u:hunter2@/run/s?db=2", "unix:///run/s"),
+        ("unix://u:hunter2@/run/s?db=2", "unix:///run/s?db=2"),
         ("sentinel://u:hunter2@s1,[::1]:5/main/4?sentinel_password=hunter3", "sentinel://s1:26379,[::1]:5/main/4"),
     ],
 )

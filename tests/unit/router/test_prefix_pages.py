@@ -9,18 +9,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from octavo.page_hash import PrefixHasher, prefix_hashes, root_hash, short_hash
-from octavo_router.chain_memo import ChainMemo, Group
-from octavo_router.short_chain import GROUP_PAGES, ShortChain
+from octavo_router.prefix_memo import Group, PrefixMemo
+from octavo_router.prefix_pages import GROUP_PAGES, PrefixPages
 
 ROOT = root_hash(model_revision="m", tokenizer_revision="t", page_size=4)
-NO_MEMO = ChainMemo(0)
+NO_MEMO = PrefixMemo(0)
 
 
 def tokens(count: int, start: int = 0) -> list[int]:
     return [7 * number % 1000 for number in range(start, start + count)]
 
 
-def read(lazy: ShortChain, num_pages: int) -> list[int]:
+def read(lazy: PrefixPages, num_pages: int) -> list[int]:
     """Find that many pages at some engine, and not the next one."""
     return list(islice(chain.from_iterable(lazy.runs(len(lazy))), num_pages + 1))[:num_pages]
 
@@ -48,14 +48,14 @@ def hashed_tokens(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     stops=st.lists(st.integers(0, 400), max_size=4),
     max_bytes=st.sampled_from([0, 1000, 1 << 20]),
 )
-def test_lazy_chain_is_the_chain_however_it_is_read(
+def test_hashes_are_the_same_however_they_are_read(
     num_tokens: int, page_size: int, stops: list[int], max_bytes: int
 ) -> None:
     token_ids = tokens(num_tokens)
     expected = expected_hashes(ROOT, token_ids, page_size)
-    memo = ChainMemo(max_bytes)
+    memo = PrefixMemo(max_bytes)
     for _ in range(2):  # the second prompt finds what the first one left
-        lazy = ShortChain(ROOT, token_ids, page_size, memo)
+        lazy = PrefixPages(ROOT, token_ids, page_size, memo)
         assert len(lazy) == len(expected)
         for stop in stops:  # each reader stops somewhere; the next one begins anew
             assert list(islice(chain.from_iterable(lazy.runs(len(lazy))), stop)) == expected[:stop]
@@ -77,17 +77,17 @@ def test_lazy_chain_is_the_chain_however_it_is_read(
 def test_prompts_that_share_groups_have_their_own_hashes(
     prompts: list[tuple[bytes, list[int]]], max_bytes: int
 ) -> None:
-    memo = ChainMemo(max_bytes)
+    memo = PrefixMemo(max_bytes)
     for root, groups in prompts:
         token_ids = [number + group for group in groups for number in range(GROUP_PAGES * 2)] + [5]
-        lazy = ShortChain(root, token_ids, 2, memo)
+        lazy = PrefixPages(root, token_ids, 2, memo)
         assert list(chain.from_iterable(lazy.runs(len(lazy)))) == expected_hashes(root, token_ids, 2)
         memo.check()
 
 
-def test_two_readers_of_a_lazy_chain_do_not_disturb_each_other() -> None:
+def test_two_readers_of_the_same_pages_do_not_disturb_each_other() -> None:
     token_ids = list(range(100))
-    lazy = ShortChain(ROOT, token_ids, 1, ChainMemo(1 << 20))
+    lazy = PrefixPages(ROOT, token_ids, 1, PrefixMemo(1 << 20))
     one, other = (chain.from_iterable(lazy.runs(len(lazy))) for _ in range(2))
     assert [pair for pair in zip(one, other, strict=True) if pair[0] != pair[1]] == []
     assert lazy.whole() == expected_hashes(ROOT, token_ids, 1)
@@ -95,7 +95,7 @@ def test_two_readers_of_a_lazy_chain_do_not_disturb_each_other() -> None:
 
 def test_page_that_nobody_reads_is_not_hashed(monkeypatch: pytest.MonkeyPatch) -> None:
     hashed = hashed_tokens(monkeypatch)
-    lazy = ShortChain(ROOT, tokens(16 * 1000), 16, NO_MEMO)
+    lazy = PrefixPages(ROOT, tokens(16 * 1000), 16, NO_MEMO)
     rest = lazy.after(0)
     assert len(rest) == 1000
     assert not hashed
@@ -104,36 +104,36 @@ def test_page_that_nobody_reads_is_not_hashed(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_group_that_was_found_is_not_hashed_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    memo = ChainMemo(1 << 20)
+    memo = PrefixMemo(1 << 20)
     shared = tokens(3 * GROUP_PAGES * 4)
-    read(ShortChain(ROOT, shared + tokens(1000, 5000), 4, memo), 3 * GROUP_PAGES)
+    read(PrefixPages(ROOT, shared + tokens(1000, 5000), 4, memo), 3 * GROUP_PAGES)
     assert len(memo) == 3
     hashed = hashed_tokens(monkeypatch)
     next_turn = shared + tokens(1000, 9000)
-    found = read(ShortChain(ROOT, next_turn, 4, memo), 3 * GROUP_PAGES)
+    found = read(PrefixPages(ROOT, next_turn, 4, memo), 3 * GROUP_PAGES)
     assert found == expected_hashes(ROOT, shared, 4)
     assert sum(hashed) <= GROUP_PAGES * 4, "only what is new, to see that nobody holds it"
 
 
 def test_prompt_that_nobody_holds_is_not_remembered() -> None:
-    memo = ChainMemo(1 << 20)
-    lazy = ShortChain(ROOT, tokens(1000), 4, memo)
+    memo = PrefixMemo(1 << 20)
+    lazy = PrefixPages(ROOT, tokens(1000), 4, memo)
     read(lazy, GROUP_PAGES - 1)
     lazy.whole()
     assert len(memo) == 0
 
 
 def test_group_is_remembered_under_its_own_parent_only() -> None:
-    memo = ChainMemo(1 << 20)
+    memo = PrefixMemo(1 << 20)
     token_ids = tokens(2 * GROUP_PAGES * 4)
-    read(ShortChain(ROOT, token_ids, 4, memo), GROUP_PAGES)
+    read(PrefixPages(ROOT, token_ids, 4, memo), GROUP_PAGES)
     other = bytes(16)
-    assert read(ShortChain(other, token_ids, 4, memo), 2 * GROUP_PAGES) == expected_hashes(other, token_ids, 4)
+    assert read(PrefixPages(other, token_ids, 4, memo), 2 * GROUP_PAGES) == expected_hashes(other, token_ids, 4)
 
 
 def test_memo_forgets_the_group_that_was_not_used_for_longest() -> None:
     groups = {bytes([number]): Group(array("Q", [number]), PrefixHasher(ROOT)) for number in range(4)}
-    memo = ChainMemo(3 * 950)  # three of them
+    memo = PrefixMemo(3 * 950)  # three of them
     for key in [b"\0", b"\1", b"\2"]:
         memo.remember(key, groups[key])
     assert memo.find(b"\0") == groups[b"\0"]

@@ -25,7 +25,7 @@ class Group:
     hasher: PrefixHasher
 
 
-class ChainMemo:
+class PrefixMemo:
     """Groups of pages, the least recently used dropped first.
 
     Args:

@@ -8,7 +8,7 @@ from typing import Final, overload
 
 from octavo.page_hash import PrefixHasher, token_bytes
 
-from octavo_router.chain_memo import ChainMemo, Group
+from octavo_router.prefix_memo import Group, PrefixMemo
 
 # Pages that are hashed, read and remembered at once.
 GROUP_PAGES: Final = 32
@@ -16,7 +16,7 @@ GROUP_PAGES: Final = 32
 _FIRST_PAGES: Final = 8
 
 
-class ShortChain:
+class PrefixPages:
     """The full pages of one prompt under one root.
 
     Whoever looks for the prompt stops at the first page that nobody holds; what lies behind it need not be hashed for that.
@@ -24,7 +24,7 @@ class ShortChain:
     never found again would only push out what is.
     """
 
-    def __init__(self, root: bytes, token_ids: Sequence[int], page_size: int, memo: ChainMemo) -> None:
+    def __init__(self, root: bytes, token_ids: Sequence[int], page_size: int, memo: PrefixMemo) -> None:
         self._token_ids = token_ids
         self._page_size = page_size
         self._num_pages = len(token_ids) // page_size
@@ -88,12 +88,12 @@ class ShortChain:
 
 
 class _Rest(Sequence[int]):
-    def __init__(self, chain: ShortChain, first: int) -> None:
-        self._chain = chain
+    def __init__(self, pages: PrefixPages, first: int) -> None:
+        self._pages = pages
         self._first = first
 
     def __len__(self) -> int:
-        return max(0, len(self._chain) - self._first)
+        return max(0, len(self._pages) - self._first)
 
     @overload
     def __getitem__(self, index: int) -> int: ...
@@ -102,7 +102,7 @@ class _Rest(Sequence[int]):
     def __getitem__(self, index: slice) -> list[int]: ...
 
     def __getitem__(self, index: int | slice) -> int | list[int]:
-        return self._chain.whole()[self._first :][index]
+        return self._pages.whole()[self._first :][index]
 
     def __iter__(self) -> Iterator[int]:
         return iter(self[:])

@@ -213,4 +213,5 @@ def _candidate(message: inference_pb2.EngineCost) -> Candidate:
         pool_s=message.pool_s,
         decode_s=message.decode_s,
         cost_s=message.cost_s,
+        recent_s=message.recent_s,
     )

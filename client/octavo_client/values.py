@@ -197,7 +197,10 @@ class Model:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """Terms of the routing cost of one engine: cost = prefill + pool + decode, in seconds."""
+    """Terms of the routing cost of one engine: cost = prefill + pool + decode, in seconds.
+
+    `recent_s` is the work that it was sent in the last minutes; it decides among engines that cost the same.
+    """
 
     engine_id: str
     matched_pages: int
@@ -210,6 +213,7 @@ class Candidate:
     pool_s: float
     decode_s: float
     cost_s: float
+    recent_s: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

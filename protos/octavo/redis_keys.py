@@ -74,4 +74,5 @@ class Entry:
     STREAM_ID: Final = "stream"  # placements: number of the request on that router's link
     TOKENS: Final = "tokens"  # placements: uncached prompt tokens
     SEQUENCES: Final = "sequences"  # placements: choices of the request
+    OUTPUT: Final = "output"  # placements: output tokens that are expected of them
     HASHES: Final = "hashes"  # placements: little-endian u64 short hashes of the prompt's new pages

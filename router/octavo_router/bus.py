@@ -242,6 +242,7 @@ class RedisBus:
                         Entry.STREAM_ID: note.stream_id,
                         Entry.TOKENS: note.tokens,
                         Entry.SEQUENCES: note.num_sequences,
+                        Entry.OUTPUT: note.output_tokens,
                         Entry.HASHES: array("Q", note.pages[:_MAX_NOTE_PAGES]).tobytes(),
                     },
                     maxlen=redis_keys.PLACEMENTS_MAXLEN,
@@ -270,7 +271,12 @@ def _note_of(fields: _Fields) -> PlacementNote | None:
     packed = fields.get(Entry.HASHES.encode(), b"")
     if stream_id is None or tokens is None or num_sequences is None or len(packed) % 8:
         return None
-    if tokens > _MAX_NOTE_TOKENS or num_sequences > _MAX_NOTE_SEQUENCES or len(packed) > 8 * _MAX_NOTE_PAGES:
+    output_tokens = _number(fields.get(Entry.OUTPUT.encode())) or 0
+    if (
+        max(tokens, output_tokens) > _MAX_NOTE_TOKENS
+        or num_sequences > _MAX_NOTE_SEQUENCES
+        or len(packed) > 8 * _MAX_NOTE_PAGES
+    ):
         return None
     return PlacementNote(
         engine_id=_text(fields.get(Entry.ENGINE_ID.encode(), b"")),
@@ -279,6 +285,7 @@ def _note_of(fields: _Fields) -> PlacementNote | None:
         tokens=tokens,
         pages=array("Q", packed),
         num_sequences=num_sequences,
+        output_tokens=output_tokens,
     )
 
 

@@ -38,6 +38,7 @@ class Decision:
                 "pool_s": round(cost.pool_s, 6),
                 "decode_s": round(cost.decode_s, 6),
                 "cost_s": round(cost.cost_s, 6),
+                "recent_s": round(cost.recent_s, 6),
             }
             for cost in self.route.ranked[:_MAX_CANDIDATES]
         ]

@@ -184,7 +184,12 @@ class Dispatch:
             self._stay.extend_credit(self._credit)
         num_sequences = sum(choice.ending is None for choice in self.journal.choices)
         self._stay.placement = self._routing.place(
-            engine, self._work.prompt, cost, stream_id=self._stay.stream_id, num_sequences=num_sequences
+            engine,
+            self._work.prompt,
+            cost,
+            stream_id=self._stay.stream_id,
+            num_sequences=num_sequences,
+            output_tokens=num_sequences * self._work.expected_output,
         )
 
     def _message(self, number: int) -> engine_pb2.LinkRequest:

@@ -6,6 +6,7 @@ router's. So a request counts once, by the report or by what was noted when it w
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +14,8 @@ from dataclasses import dataclass, field
 # A placement that no report ever counts is forgotten: its request never came there.
 _PLACEMENT_TTL_S = 5.0
 _MAX_PLACEMENTS = 10_000
+RECENT_S = 60.0
+"""What was sent to an engine so long ago weighs 1/e of what is sent now."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +46,7 @@ class PlacementNote:
         tokens: prompt tokens that the engine has to compute for it.
         pages: short hashes of the pages that it will leave there, beyond those that were there.
         num_sequences: its choices.
+        output_tokens: what all of them are expected to give.
     """
 
     engine_id: str
@@ -51,6 +55,7 @@ class PlacementNote:
     tokens: int
     pages: Sequence[int] = ()
     num_sequences: int = 1
+    output_tokens: int = 0
 
 
 class Placement:
@@ -77,6 +82,8 @@ class EngineLoad:
         self._unreported: deque[Placement] = deque(maxlen=_MAX_PLACEMENTS)
         self._prefilled_tokens = 0  # of reported placements, since the report
         self._ended_sequences = 0
+        self._recent_tokens = self._recent_output = 0.0  # as of `_recent_at`
+        self._recent_at = 0.0
 
     def update(self, report: LoadReport) -> None:
         """Take a report; an older one than the newest is ignored."""
@@ -98,7 +105,15 @@ class EngineLoad:
         """Take note of a request that was sent there, even if a report that counts it was faster."""
         placement = Placement(note, now)
         self._add(placement)
+        tokens, output = self.recent(now)
+        self._recent_tokens, self._recent_output = tokens + note.tokens, output + note.output_tokens
+        self._recent_at = now
         return placement
+
+    def recent(self, now: float) -> tuple[float, float]:
+        """Tokens that were sent there, of prompts to compute and expected of outputs; the older the less they count."""
+        fading = math.exp((self._recent_at - now) / RECENT_S) if self._recent_at else 1.0
+        return self._recent_tokens * fading, self._recent_output * fading
 
     def prefilled(self, placement: Placement) -> None:
         """Note that a request gave its first token."""

@@ -6,7 +6,8 @@ W: prefill tokens ahead of this request. U: prompt tokens that the engine would 
 k: share of its pool in use once the request is in. R: sequences decoding there. s: time that one more of them adds to a
 step. The first term is the wait for the first token, of this request and of the next one behind it: whoever saves
 computing saves it for both. The second keeps pools from filling up (a full pool preempts). The third is what a busy batch
-costs over the steps of an output. How the weights were found: docs/routing.md.
+costs over the steps of an output. Engines that cost about the same take turns, by what each was sent lately. How the
+weights were found: docs/routing.md.
 """
 
 from __future__ import annotations
@@ -32,19 +33,22 @@ class Weights:
         pool_s: seconds that a half full pool costs.
         decode: steps over which a request shares a batch: about the tokens of a short output.
         tie: relative cost within which two engines count as equal.
+        even: how strongly recent work counts among equals: an engine that was sent a hundredth more than another gets
+            e^(even/100) times fewer of the prompts that both may have.
     """
 
     uncached: float = 3.0
     pool_s: float = 0.15
     decode: float = 64.0
     tie: float = 0.1
+    even: float = 60.0
 
 
 # Nobody changes a view or a cost. They are not frozen because a frozen dataclass takes several times as long to make, and
 # a decision makes one of each for every engine.
 @dataclass(slots=True, kw_only=True)
 class EngineView:
-    """What the policy knows of one engine. Rates are None until measured."""
+    """What the policy knows of one engine. Rates are None until measured. `recent_*`: tokens that it was sent."""
 
     engine_id: str
     matched_pages: int
@@ -55,11 +59,13 @@ class EngineView:
     num_pages: int
     prefill_tokens_per_s: float | None
     decode_s_per_sequence: float | None
+    recent_tokens: float
+    recent_output_tokens: float
 
 
 @dataclass(slots=True, kw_only=True)
 class Cost:
-    """Every term of one engine's cost, and `cost_s`, their sum; times in seconds."""
+    """Every term of one engine's cost, and `cost_s`, their sum; times in seconds. `recent_s` decides among equals only."""
 
     engine_id: str
     matched_pages: int
@@ -72,13 +78,14 @@ class Cost:
     pool_s: float
     decode_s: float
     cost_s: float
+    recent_s: float
 
 
 def rank(views: Sequence[EngineView], *, prompt_len: int, key: bytes, weights: Weights | None = None) -> list[Cost]:
     """Return the engines from best to worst.
 
-    Engines whose cost is within the tie of the best are ordered by matched pages, then by rendezvous hash of `key`:
-    routers that share nothing still send equal cold prompts to the same engine.
+    Engines whose cost is within the tie of the best are ordered by matched pages, then by a rendezvous hash of `key`,
+    weighted by how little each was sent lately: routers that know the same send equal cold prompts to the same engine.
 
     Args:
         views: candidates, each with its own id.
@@ -95,14 +102,28 @@ def rank(views: Sequence[EngineView], *, prompt_len: int, key: bytes, weights: W
     limit = min(cost.cost_s for cost in costs) * (1 + weights.tie)
     tied = [cost for cost in costs if cost.cost_s <= limit]
     others = [cost for cost in costs if cost.cost_s > limit]
-    tied.sort(key=lambda cost: (-cost.matched_pages, rendezvous(key, cost.engine_id)))
+    recent_s = math.fsum(cost.recent_s for cost in costs) / len(costs) or 1.0
+    tied.sort(
+        key=lambda cost: (
+            -cost.matched_pages,
+            weights.even * cost.recent_s / recent_s - gumbel(key, cost.engine_id),
+            cost.engine_id,
+        )
+    )
     others.sort(key=lambda cost: (cost.cost_s, cost.engine_id))
     return tied + others
 
 
-def rendezvous(key: bytes, engine_id: str) -> bytes:
-    """Return the rank of an engine for a key, lowest first; engines that come or go move no other key."""
-    return hashlib.sha256(len(key).to_bytes(4, "little") + key + engine_id.encode()).digest()
+def gumbel(key: bytes, engine_id: str) -> float:
+    """Return the draw of an engine for a key, highest first; engines that come or go move no other key.
+
+    The draws of a key are hashed, and Gumbel distributed: added to the logarithms of weights, the highest is that of an
+    engine with a probability proportional to its weight (the Gumbel-max trick; weighted rendezvous hashing of
+    Schindelhauer and Schomaker, 2005, in logarithms).
+    """
+    digest = hashlib.sha256(len(key).to_bytes(4, "little") + key + engine_id.encode()).digest()
+    uniform = ((int.from_bytes(digest[:8], "little") >> 12) + 0.5) / 2**52  # neither 0 nor 1
+    return -math.log(-math.log(uniform))
 
 
 def _cost(view: EngineView, prompt_len: int, prefill_rate: float, decode_slope: float, weights: Weights) -> Cost:
@@ -126,6 +147,8 @@ def _cost(view: EngineView, prompt_len: int, prefill_rate: float, decode_slope: 
         pool_s=pool_s,
         decode_s=decode_s,
         cost_s=prefill_s + pool_s + decode_s,
+        # By the mean rates: what an engine's own fit is off by would be made up for in requests.
+        recent_s=view.recent_tokens / prefill_rate + view.recent_output_tokens * decode_slope,
     )
 
 

@@ -99,6 +99,7 @@ def engine_cost(cost: Cost) -> inference_pb2.EngineCost:
         pool_s=cost.pool_s,
         decode_s=cost.decode_s,
         cost_s=cost.cost_s,
+        recent_s=cost.recent_s,
     )
 
 

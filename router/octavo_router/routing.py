@@ -150,8 +150,26 @@ class Routing:
         ranked = rank(views, prompt_len=len(prompt) + num_committed, key=key, weights=self._weights)
         return Route(prompt_pages=prompt_pages, ranked=ranked)
 
-    def place(self, engine: Engine, prompt: Prompt, cost: Cost, *, stream_id: int, num_sequences: int = 1) -> Placement:
-        """Note that a prompt was sent to an engine, for this router and the others. `settle` is due soon."""
+    def place(
+        self,
+        engine: Engine,
+        prompt: Prompt,
+        cost: Cost,
+        *,
+        stream_id: int,
+        num_sequences: int = 1,
+        output_tokens: int = 0,
+    ) -> Placement:
+        """Note that a prompt was sent to an engine, for this router and the others. `settle` is due soon.
+
+        Args:
+            engine: where it went.
+            prompt: the prompt.
+            cost: what it was expected to cost there.
+            stream_id: its number on the link.
+            num_sequences: its choices.
+            output_tokens: what all of them are expected to give.
+        """
         note = PlacementNote(
             engine_id=engine.engine_id,
             router_id=self.fleet.router_id,
@@ -159,6 +177,7 @@ class Routing:
             tokens=cost.uncached_tokens,
             pages=prompt.hashes(engine.page_hash_root, engine.page_size, first=cost.matched_pages),
             num_sequences=num_sequences,
+            output_tokens=output_tokens,
         )
         self._note(note)
         return self.fleet.place(engine, note)
@@ -177,6 +196,7 @@ class Routing:
                 matched = self.fleet.directory.match(prompt.reusable(root, page_size), now)
                 by_root[root, page_size] = matched
             load, report = engine.load, engine.load.report
+            recent_tokens, recent_output_tokens = load.recent(now)
             views.append(
                 EngineView(
                     engine_id=engine.engine_id,
@@ -188,6 +208,8 @@ class Routing:
                     num_pages=engine.num_pages,
                     prefill_tokens_per_s=report.prefill_tokens_per_s or None,
                     decode_s_per_sequence=report.decode_s_per_sequence or None,
+                    recent_tokens=recent_tokens,
+                    recent_output_tokens=recent_output_tokens,
                 )
             )
         return views

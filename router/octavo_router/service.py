@@ -216,6 +216,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
             prompt=self._routing.prompt(token_ids, cache_salt=call.cache_salt),
             sampling=sampling,
             room=room,
+            expected_output=self._admission.turns.queue.expected_output(max_tokens),
             stops=tuple(request.sampling.stop),
             priority=request.priority,
             deadline=call.deadline,

@@ -21,6 +21,7 @@ class Work:
         prompt: the prompt.
         sampling: with seed, max_tokens and n set.
         room: output tokens that an engine's context should have room for.
+        expected_output: output tokens that a choice is expected to give.
         stops: stop strings.
         priority: class of service.
         deadline: monotonic seconds.
@@ -31,6 +32,7 @@ class Work:
     prompt: Prompt
     sampling: types_pb2.SamplingParams
     room: int
+    expected_output: int
     stops: Sequence[str]
     priority: types_pb2.Priority.ValueType
     deadline: float

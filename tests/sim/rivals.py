@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from octavo.page_hash import token_bytes
-from octavo_router.policy import Cost, rendezvous
+from octavo_router.policy import Cost, gumbel
 from octavo_router.routing import Prompt
 from sim.router import Choose, SimulatedRouter
 
@@ -46,7 +46,7 @@ def consistent_hash() -> Choose:
     def choose(router: SimulatedRouter, prompt: Prompt) -> Cost:
         costs = _blind(router, prompt)
         key = token_bytes(prompt.token_ids[:_RING_TOKENS])
-        ring = sorted(costs, key=lambda cost: rendezvous(key, cost.engine_id))
+        ring = sorted(costs, key=lambda cost: -gumbel(key, cost.engine_id))
         num_waiting = {engine.engine_id: engine.load.report.num_waiting for engine in router.engines}
         num_requests = {cost.engine_id: cost.num_running + num_waiting[cost.engine_id] for cost in costs}
         bound = _RING_BOUND * (sum(num_requests.values()) + 1) / len(ring)

@@ -141,7 +141,10 @@ class SimulatedRouter:
 
     def know_load(self, engine_id: str, report: LoadReport) -> None:
         """Know an engine's load as of this very moment: nothing needs to be corrected."""
-        self._fleet.engines[engine_id].load = EngineLoad()
+        engine = self._fleet.engines[engine_id]
+        known, engine.load = engine.load, EngineLoad()
+        for name in ("_recent_tokens", "_recent_output", "_recent_at"):  # what was sent there stays known
+            setattr(engine.load, name, getattr(known, name))
         self.take_load(engine_id, report)
 
     def take_note(self, note: PlacementNote) -> None:
@@ -153,12 +156,14 @@ class SimulatedRouter:
         """Rank the engines for a prompt, the best first."""
         return self._routing.route(prompt, room=0).ranked
 
-    def route(self, prompt: Prompt) -> tuple[KnownEngine, Placement]:
-        """Choose an engine and count the request there."""
+    def route(self, prompt: Prompt, *, output_tokens: int = 0) -> tuple[KnownEngine, Placement]:
+        """Choose an engine and count the request there; so many output tokens are expected."""
         cost = self._choose(self, prompt)
         self.num_routed += 1
         engine = self._fleet.engines[cost.engine_id]
-        return engine, self._routing.place(cast("Engine", engine), prompt, cost, stream_id=self.num_routed)
+        return engine, self._routing.place(
+            cast("Engine", engine), prompt, cost, stream_id=self.num_routed, output_tokens=output_tokens
+        )
 
 
 def by_cost(router: SimulatedRouter, prompt: Prompt) -> Cost:

@@ -35,6 +35,7 @@ class Delays:
     omniscient: bool = False
 
 
+_LEARNING = 0.1
 OMNISCIENT = Delays(link_s=0.0, pages_s=0.0, note_s=0.0, snapshot_s=0.0, omniscient=True)
 
 
@@ -76,6 +77,7 @@ class Simulation:
         self._random = random.Random(seed)
         self._done: list[Done] = []
         self._num_arrived = 0
+        self._mean_output = 64.0  # tokens; what a router expects is learned, as in octavo_router.pace
         self._seen: set[int] = set()
         self._live: dict[str, set[_Request]] = {}  # by engine
         for number in range(setup.num_routers):
@@ -154,7 +156,7 @@ class Simulation:
         reusable = prompt.hashes(ROOT, PAGE_SIZE)[: (len(prompt) - 1) // PAGE_SIZE]
         ideal = next((depth for depth, page in enumerate(reusable) if page not in self._seen), len(reusable))
         self._seen.update(prompt.hashes(ROOT, PAGE_SIZE))
-        known, placement = router.route(prompt)
+        known, placement = router.route(prompt, output_tokens=min(job.max_tokens, round(self._mean_output)))
         request = _Request(self, job, known, placement, ideal * PAGE_SIZE)
         engine = self.engines[known.engine_id]
         self._live[known.engine_id].add(request)
@@ -180,6 +182,7 @@ class Simulation:
     def finish(self, request: _Request, job: Job, done: Done, output: list[int]) -> None:
         """Take a request that has ended, and let its client go on."""
         self._done.append(done)
+        self._mean_output += _LEARNING * (done.output_tokens - self._mean_output)
         self._live[done.engine_id].remove(request)
         self._seen.update(Prompt(job.prompt + output).hashes(ROOT, PAGE_SIZE))
         following = job.follow_up(output) if job.follow_up else None

@@ -547,6 +547,7 @@ class EngineCost(google.protobuf.message.Message):
     POOL_S_FIELD_NUMBER: builtins.int
     DECODE_S_FIELD_NUMBER: builtins.int
     COST_S_FIELD_NUMBER: builtins.int
+    RECENT_S_FIELD_NUMBER: builtins.int
     engine_id: builtins.str
     """Engine."""
     matched_pages: builtins.int
@@ -569,6 +570,8 @@ class EngineCost(google.protobuf.message.Message):
     """Decode term, seconds."""
     cost_s: builtins.float
     """Sum, seconds."""
+    recent_s: builtins.float
+    """Work that it was sent in the last minutes, the older the less it counts, seconds: decides among engines that cost the same."""
     def __init__(
         self,
         *,
@@ -583,7 +586,8 @@ class EngineCost(google.protobuf.message.Message):
         pool_s: builtins.float = ...,
         decode_s: builtins.float = ...,
         cost_s: builtins.float = ...,
+        recent_s: builtins.float = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["cost_s", b"cost_s", "decode_s", b"decode_s", "engine_id", b"engine_id", "matched_pages", b"matched_pages", "num_running", b"num_running", "pool_s", b"pool_s", "pool_usage", b"pool_usage", "prefill_s", b"prefill_s", "prefill_tokens_per_s", b"prefill_tokens_per_s", "uncached_tokens", b"uncached_tokens", "waiting_tokens", b"waiting_tokens"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["cost_s", b"cost_s", "decode_s", b"decode_s", "engine_id", b"engine_id", "matched_pages", b"matched_pages", "num_running", b"num_running", "pool_s", b"pool_s", "pool_usage", b"pool_usage", "prefill_s", b"prefill_s", "prefill_tokens_per_s", b"prefill_tokens_per_s", "recent_s", b"recent_s", "uncached_tokens", b"uncached_tokens", "waiting_tokens", b"waiting_tokens"]) -> None: ...
 
 Global___EngineCost: typing_extensions.TypeAlias = EngineCost

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import math
+
 import pytest
-from octavo_router.load import EngineLoad, LoadReport, PlacementNote
+from octavo_router.load import RECENT_S, EngineLoad, LoadReport, PlacementNote
 
 
 @pytest.fixture
@@ -9,9 +11,14 @@ def load():
     return EngineLoad()
 
 
-def note(stream_id, tokens=40, *, router_id="r1", num_sequences=1):
+def note(stream_id, tokens=40, *, router_id="r1", num_sequences=1, output_tokens=0):
     return PlacementNote(
-        engine_id="e1", router_id=router_id, stream_id=stream_id, tokens=tokens, num_sequences=num_sequences
+        engine_id="e1",
+        router_id=router_id,
+        stream_id=stream_id,
+        tokens=tokens,
+        num_sequences=num_sequences,
+        output_tokens=output_tokens,
     )
 
 
@@ -90,6 +97,17 @@ def test_load_is_never_negative(load):
 def test_work_that_no_report_ever_takes_over_is_forgotten(load):
     load.place(note(1), 10.0)
     assert load.waiting_tokens(16.0) == 0
+
+
+def test_what_was_sent_lately_fades(load):
+    assert load.recent(100.0) == (0.0, 0.0)
+    load.place(note(1, tokens=40, output_tokens=7), 100.0)
+    assert load.recent(100.0) == (40.0, 7.0)
+    load.place(note(2, tokens=10, output_tokens=3), 100.0 + RECENT_S)
+    tokens, output = load.recent(100.0 + RECENT_S)
+    assert (tokens, output) == (pytest.approx(10 + 40 / math.e), pytest.approx(3 + 7 / math.e))
+    load.update(LoadReport(taken={"r1": 2}, step_id=1))
+    assert load.recent(100.0 + RECENT_S) == (tokens, output), "a report takes nothing away"
 
 
 def test_older_report_is_ignored(load):

@@ -110,19 +110,22 @@ def serving_lines(engines: Sequence[Engine]) -> list[str]:
 def _show_explanation(explanation: Explanation) -> None:
     out.print(f"{explanation.prompt_tokens} prompt tokens, {explanation.prompt_pages} full pages")
     table = Table(box=None, pad_edge=False)
-    for heading in ("engine", "pages held", "to compute", "ahead", "prefill", "pool", "decode", "cost", "sent lately"):
-        table.add_column(heading, justify="left" if heading == "engine" else "right")
+    for heading in ("engine", "pages", "to compute", "ahead", "prefill", "pool", "decode", "cost", "lately"):
+        table.add_column(heading, justify="left" if heading == "engine" else "right", no_wrap=True)
     for rank, cost in enumerate(explanation.candidates):
         table.add_row(
             cost.engine_id,
             str(cost.matched_pages),
-            f"{cost.uncached_tokens} tokens",
-            f"{cost.waiting_tokens} tokens",
-            *(f"{seconds * 1000:.1f} ms" for seconds in (cost.prefill_s, cost.pool_s, cost.decode_s, cost.cost_s)),
-            f"{cost.recent_s:.2f} s",
+            str(cost.uncached_tokens),
+            str(cost.waiting_tokens),
+            *(f"{seconds * 1000:.1f}" for seconds in (cost.prefill_s, cost.pool_s, cost.decode_s, cost.cost_s)),
+            f"{cost.recent_s:.2f}",
             style="bold" if rank == 0 else None,
         )
     out.print(table)
+    out.print(
+        "pages held, tokens to compute and ahead, cost and its terms in ms, work sent there lately in s", style="dim"
+    )
 
 
 def _show(

@@ -294,4 +294,4 @@ async def test_a_cancelled_choice_ends_alone(gated_stub: Stub, steps: Gate) -> N
         assert (await link.ended(1, 1)).reason == types_pb2.FINISH_REASON_CANCELLED
         assert (await link.ended(1, 0)).reason == types_pb2.FINISH_REASON_LENGTH
         assert link.tokens[1, 0] == expected_tokens([11, 12, 13], 8)
-        assert len(link.tokens[1, 1]) == 4, "the step in flight gave it one more"
+        assert len(link.tokens[1, 1]) in {3, 4}, "a step that was in flight gives it one more"

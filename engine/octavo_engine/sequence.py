@@ -117,7 +117,7 @@ class Sequence:
         credit: most output tokens the reader takes; None means unlimited.
         num_cached: prompt tokens found in the prefix cache when it first ran.
         prefill_end: its length at the last admission: computing below it is prefill, from there on decode.
-        num_published: leading pages that are resident, or are duplicates of resident ones.
+        num_published: leading pages that are resident, or twins of resident ones.
         max_computed: most tokens ever computed; computing below it again is recomputation.
         last_step: id of the last step planned for it; 0 before the first.
         frozen_table: the block table as it stands in its latest row.

@@ -172,7 +172,7 @@ class Dispatch:
     def _start(self, engine: Engine, cost: Cost) -> None:
         attempt = Attempt(self.journal, number=self.journal.num_attempts, wake=self._wake.set)
         message = self._message(attempt.number)
-        cached = cost.matched_pages * engine.info.model.page_size
+        cached = cost.matched_pages * engine.page_size
         message.submit.expected_cached_tokens = max(0, min(cached, len(self._work.prompt) - 1))
         self._stay = Stay(engine, message, attempt)
         self.journal.num_attempts += 1

@@ -59,9 +59,11 @@ def kinds_of(seed: int) -> list[Kind]:
     return kinds
 
 
-def with_stop_string(kind: Kind, undisturbed: StreamRecord) -> Kind:
-    """Return the same request with a stop string that its first choice comes upon late."""
+def with_stop_string(kind: Kind, undisturbed: StreamRecord) -> Kind | None:
+    """Return the same request with a stop string that its first choice comes upon late; None if that one says nothing."""
     text = "".join(event.text for event in undisturbed.events if isinstance(event, Piece) and event.choice == 0)
+    if not text:
+        return None
     start = len(text) * 2 // 3
     message = inference_pb2.GenerateRequest()
     message.CopyFrom(kind.message)

@@ -39,7 +39,7 @@ async def oracle(fleet: Fleet) -> dict[Kind, StreamRecord]:
     """The undisturbed run of each request."""
     first, second = fleet.inference()
     records = await undisturbed(first, kinds_of(SEED))
-    stopped = [with_stop_string(kind, record) for kind, record in records.items()]
+    stopped = [stopped for kind, record in records.items() if (stopped := with_stop_string(kind, record))]
     records |= await undisturbed(second, stopped)
     assert not [event for record in records.values() for event in record.events if isinstance(event, Failure)]
     return records

@@ -165,7 +165,7 @@ class RouterServer:
             options=(
                 ("grpc.so_reuseport", int(config.reuse_port)),
                 ("grpc.max_receive_message_length", max_message_bytes),
-                ("grpc.http2.min_recv_ping_interval_without_data_ms", 1000),
+                ("grpc.http2.min_ping_interval_without_data_ms", 1000),
                 ("grpc.keepalive_permit_without_calls", 1),
             ),
         )

@@ -18,6 +18,7 @@ class RouterClient:
     """A router under test, and stubs that talk to it."""
 
     router: RouterServer
+    address: str
     inference: inference_pb2_grpc.InferenceServiceAsyncStub
     admin: admin_pb2_grpc.AdminServiceAsyncStub
     channel: grpc.aio.Channel

@@ -19,6 +19,7 @@ from octavo.v1 import admin_pb2, admin_pb2_grpc, engine_pb2, engine_pb2_grpc, ty
 from support.engine_process import FAKE_CORE_ENGINE, FREE_PORTS, EngineProcess, Gate, running_engine
 from support.fake_core import POISON, expected_tokens
 from support.link_client import LinkClient, a_submit, open_link
+from support.quiet_stream import quiet_stream_lasts
 from support.shared_engine import Addresses
 
 if TYPE_CHECKING:
@@ -375,3 +376,7 @@ async def test_an_engine_without_prefix_caching_reuses_nothing_and_says_so() -> 
         assert (await link.ended(2)).usage.cached_tokens == 0
         assert link.messages[0].welcome.engine.page_hash_root == b""
         assert not (await engine.stub().PageSnapshot(engine_pb2.PageSnapshotRequest())).hashes
+
+
+async def test_routers_that_ping_while_they_wait_are_left_alone(gated_engine: EngineProcess) -> None:
+    assert await quiet_stream_lasts(gated_engine.address)

@@ -73,6 +73,7 @@ async def new_router(model_directory: Path) -> AsyncIterator[Callable[..., Await
             admin = await stack.enter_async_context(grpc.aio.insecure_channel(bound.admin_address))
             client = RouterClient(
                 router=router,
+                address=bound.address,
                 inference=inference_pb2_grpc.InferenceServiceStub(channel),
                 admin=admin_pb2_grpc.AdminServiceStub(admin),
                 channel=channel,

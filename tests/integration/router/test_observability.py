@@ -10,6 +10,7 @@ import structlog
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from octavo.v1 import admin_pb2
+from support.quiet_stream import quiet_stream_lasts
 from support.router_client import request
 
 TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
@@ -173,3 +174,8 @@ async def test_drain_refuses_new_requests_and_lets_running_ones_end(new_engine, 
     engine.release()
     assert len((await running).token_ids[0]) == 4
     assert (await draining).num_finished == 1
+
+
+async def test_clients_that_ping_while_they_wait_are_left_alone(new_router):
+    router = await new_router()
+    assert await quiet_stream_lasts(router.address)

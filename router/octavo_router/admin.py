@@ -77,4 +77,5 @@ def _load(report: LoadReport) -> engine_pb2.Load:
         decode_s_per_sequence=report.decode_s_per_sequence,
         step_id=report.step_id,
         draining=report.draining,
+        warming=report.warming,
     )

@@ -305,5 +305,6 @@ def load_report(load: engine_pb2.Load) -> LoadReport:
         decode_s_per_sequence=load.decode_s_per_sequence,
         step_id=load.step_id,
         draining=load.draining,
+        warming=load.warming,
         taken={each.router_id: each.stream_id for each in load.taken},
     )

@@ -32,6 +32,7 @@ class LoadReport:
     decode_s_per_sequence: float = 0.0
     step_id: int = 0
     draining: bool = False
+    warming: bool = False
     taken: Mapping[str, int] = field(default_factory=dict)  # router id -> last stream id that it counts
 
 

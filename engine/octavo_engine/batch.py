@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from octavo_engine.sequence import StepPlan
+from octavo_engine.sequence import Row, StepPlan
 
 Array = np.ndarray[Any, Any]
 Put = Callable[[Array], torch.Tensor]
@@ -24,7 +24,7 @@ class Chunks:
     """Columns of the C rows behind the decodes, apart: kernels are compiled for aligned tensors, which slices are not.
 
     Attributes:
-        query_start: [C + 1] int32, prefix sums of their tokens.
+        query_start: [C + 1] int32, where each one's tokens start among those of the step, and where the last one's end.
         context_lens: [C] int32.
         block_tables: [C, max_pages] int32.
     """
@@ -53,21 +53,40 @@ class Penalties:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Batch:
-    """Columns of one step. T tokens, S rows (sequences), B rows that sample.
+class Inputs:
+    """What the layers read of one step: T tokens of S rows (sequences), the decodes first.
 
     Attributes:
         token_ids: [T] int64.
         positions: [T] int64.
         slots: [T] int64, page * page_size + offset; -1 for padding.
-        row_of_token: [T] int32, index of the token's row.
-        query_start: [S + 1] int32, prefix sums of tokens per row.
-        context_lens: [S] int32, tokens with keys after this step; 0 for padding.
+        row_of_token: [T] int32, index of the token's row; None in a captured step, whose kernels do not ask.
+        context_lens: [S] int32, tokens with keys after this step; 0 for padding, -1 if the chunks' tokens stand where the
+            padding's would. Leading ones are the decodes'.
         block_tables: [S, max_pages] int32, padded with page 0 beyond a sequence's pages.
         num_decodes: leading rows with one token.
         chunks: the other rows, if any.
-        max_query_len: most tokens in a row.
-        max_context_len: largest of context_lens, or a bound of it.
+        max_query_len: most tokens in a row, or a bound of it.
+        shared: the decodes' shared prefixes, as the backend wants them; None: not looked for.
+    """
+
+    token_ids: torch.Tensor
+    positions: torch.Tensor
+    slots: torch.Tensor
+    row_of_token: torch.Tensor | None
+    context_lens: torch.Tensor
+    block_tables: torch.Tensor
+    num_decodes: int
+    chunks: Chunks | None
+    max_query_len: int
+    shared: Any = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch(Inputs):
+    """A step whole: also what sampling reads. B rows sample.
+
+    Attributes:
         sample_tokens: [B] int64, index of each sampling token.
         temperature, top_p, min_p: [B] float32.
         top_k: [B] int32.
@@ -76,21 +95,9 @@ class Batch:
         banned: (index among the sampling rows, token ids) that must not be chosen.
         last: the sampling tokens as rows of their own, for the last layer: nothing reads what others attend to there.
             None if every token samples, or none.
-        shared: the decodes' shared prefixes, as the backend wants them; None: not looked for.
         penalties: None if no sampling row has any.
     """
 
-    token_ids: torch.Tensor
-    positions: torch.Tensor
-    slots: torch.Tensor
-    row_of_token: torch.Tensor
-    query_start: torch.Tensor
-    context_lens: torch.Tensor
-    block_tables: torch.Tensor
-    num_decodes: int
-    chunks: Chunks | None
-    max_query_len: int
-    max_context_len: int
     sample_tokens: torch.Tensor
     temperature: torch.Tensor
     top_k: torch.Tensor
@@ -100,7 +107,6 @@ class Batch:
     output_positions: torch.Tensor
     banned: tuple[tuple[int, tuple[int, ...]], ...]
     last: Batch | None = None
-    shared: Any = None
     penalties: Penalties | None = None
 
 
@@ -113,81 +119,131 @@ def block_tables_of(plan: StepPlan) -> Array:
     return tables
 
 
-def build_batch(plan: StepPlan, page_size: int, tables: Array, put: Put = torch.from_numpy) -> Batch:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """A plan's columns on the host. T tokens, S rows, B rows that sample.
+
+    Attributes:
+        token_ids, positions, slots: [T] int64, as in Batch.
+        query_start: [S + 1] int32.
+        context_lens: [S] int32.
+        tables: [S, max_pages] int32.
+        num_decodes: leading rows with one token.
+        samplers: the rows that sample, by index.
+    """
+
+    token_ids: Array
+    positions: Array
+    slots: Array
+    query_start: Array
+    context_lens: Array
+    tables: Array
+    num_decodes: int
+    samplers: dict[int, Row]
+
+    @property
+    def sample_tokens(self) -> Array:
+        """[B] int64, index of each sampling token."""
+        return self.query_start[1:][list(self.samplers)].astype(np.int64) - 1
+
+
+def lay_out(plan: StepPlan, page_size: int, tables: Array) -> Layout:
     """Lay a plan out. Rows must not be empty.
 
     Args:
         plan: the plan; a decode's token that the host does not know becomes UNKNOWN_TOKEN.
         page_size: tokens a page.
         tables: [S, max_pages] int32, block tables of its rows.
-        put: brings a column to the device.
     """
     rows = plan.rows
     counts = np.array([row.num_tokens for row in rows], dtype=np.int32)
     starts = np.array([row.start for row in rows], dtype=np.int64)
     query_start = np.zeros(len(rows) + 1, dtype=np.int32)
     np.cumsum(counts, out=query_start[1:])
-    row_of_token = np.repeat(np.arange(len(rows), dtype=np.int32), counts)
     positions = np.arange(query_start[-1], dtype=np.int64) + np.repeat(starts - query_start[:-1], counts)
     token_ids: list[int] = []
     for row in rows:
         token_ids += row.sequence.tokens[row.start : row.start + row.num_tokens] or [UNKNOWN_TOKEN]
-    slots = tables[row_of_token, positions // page_size].astype(np.int64) * page_size + positions % page_size
-    context_lens = (starts + counts).astype(np.int32)
+    row_of_token = np.repeat(np.arange(len(rows)), counts)
+    return Layout(
+        token_ids=np.array(token_ids, dtype=np.int64),
+        positions=positions,
+        slots=tables[row_of_token, positions // page_size].astype(np.int64) * page_size + positions % page_size,
+        query_start=query_start,
+        context_lens=(starts + counts).astype(np.int32),
+        tables=tables,
+        num_decodes=_leading_ones(counts),
+        samplers={index: row for index, row in enumerate(rows) if row.samples},
+    )
 
-    samplers = [(index, row) for index, row in enumerate(rows) if row.samples]
-    sampling = [row.sequence.request.sampling for _, row in samplers]
 
-    def column(values: list[int] | list[float], dtype: type[np.generic]) -> torch.Tensor:
-        return put(np.array(values, dtype=dtype))
+def build_batch(plan: StepPlan, page_size: int, tables: Array, put: Put = torch.from_numpy) -> Batch:
+    """Return `batch_of` what `lay_out` gives."""
+    return batch_of(lay_out(plan, page_size, tables), put)
 
-    num_decodes = _leading_ones(counts)
+
+def batch_of(layout: Layout, put: Put) -> Batch:
+    """Bring a layout to the device."""
+    query_start, context_lens, tables = layout.query_start, layout.context_lens, layout.tables
+    num_decodes, counts = layout.num_decodes, np.diff(query_start)
     chunks = None
-    if num_decodes < len(rows):
+    if num_decodes < len(counts):
         chunks = Chunks(
-            query_start=put(query_start[num_decodes:] - query_start[num_decodes]),
+            query_start=put(query_start[num_decodes:]),
             context_lens=put(context_lens[num_decodes:]),
             block_tables=put(tables[num_decodes:]),
         )
-    sampler_rows = [index for index, _ in samplers]
-    sample_tokens = query_start[1:][sampler_rows].astype(np.int64) - 1
-    batch = Batch(
-        token_ids=column(token_ids, np.int64),
-        positions=put(positions),
-        slots=put(slots),
-        row_of_token=put(row_of_token),
-        query_start=put(query_start),
+    samples_few = 0 < len(layout.samplers) < len(layout.positions)
+    return Batch(
+        token_ids=put(layout.token_ids),
+        positions=put(layout.positions),
+        slots=put(layout.slots),
+        row_of_token=put(np.repeat(np.arange(len(counts), dtype=np.int32), counts)),
         context_lens=put(context_lens),
         block_tables=put(tables),
         num_decodes=num_decodes,
         chunks=chunks,
         max_query_len=int(counts.max()),
-        max_context_len=int(context_lens.max()),
-        sample_tokens=put(sample_tokens),
-        temperature=column([each.temperature for each in sampling], np.float32),
-        top_k=column([each.top_k for each in sampling], np.int32),
-        top_p=column([each.top_p for each in sampling], np.float32),
-        min_p=column([each.min_p for each in sampling], np.float32),
-        seeds=column([signed(row.sequence.seed) for _, row in samplers], np.int64),
-        output_positions=column([row.output_position for _, row in samplers], np.int64),
-        banned=tuple((at, row.banned_token_ids) for at, (_, row) in enumerate(samplers) if row.banned_token_ids),
+        sample_tokens=put(layout.sample_tokens),
+        last=sampling_rows(layout, put) if samples_few else None,
+        **_sampling_columns(layout, put),
     )
-    if not samplers or len(samplers) == len(positions):
-        return batch
-    count = len(samplers)
-    last = replace(
-        batch,
-        positions=put(positions[sample_tokens]),
+
+
+def sampling_rows(layout: Layout, put: Put) -> Batch:
+    """Bring the sampling tokens to the device, each as a row of its own that decodes. There must be some."""
+    tokens, rows, count = layout.sample_tokens, list(layout.samplers), len(layout.samplers)
+    return Batch(
+        token_ids=put(layout.token_ids[tokens]),
+        positions=put(layout.positions[tokens]),
+        slots=put(layout.slots[tokens]),
         row_of_token=put(np.arange(count, dtype=np.int32)),
-        query_start=put(np.arange(count + 1, dtype=np.int32)),
-        context_lens=put(context_lens[sampler_rows]),
-        block_tables=put(tables[sampler_rows]),
+        context_lens=put(layout.context_lens[rows]),
+        block_tables=put(layout.tables[rows]),
         num_decodes=count,
         chunks=None,
         max_query_len=1,
-        max_context_len=int(context_lens[sampler_rows].max()),
+        sample_tokens=put(np.arange(count, dtype=np.int64)),
+        **_sampling_columns(layout, put),
     )
-    return replace(batch, last=last)
+
+
+def _sampling_columns(layout: Layout, put: Put) -> dict[str, Any]:
+    rows = list(layout.samplers.values())
+    sampling = [row.sequence.request.sampling for row in rows]
+
+    def column(values: list[int] | list[float], dtype: type[np.generic]) -> torch.Tensor:
+        return put(np.array(values, dtype=dtype))
+
+    return {
+        "temperature": column([each.temperature for each in sampling], np.float32),
+        "top_k": column([each.top_k for each in sampling], np.int32),
+        "top_p": column([each.top_p for each in sampling], np.float32),
+        "min_p": column([each.min_p for each in sampling], np.float32),
+        "seeds": column([signed(row.sequence.seed) for row in rows], np.int64),
+        "output_positions": column([row.output_position for row in rows], np.int64),
+        "banned": tuple((at, row.banned_token_ids) for at, row in enumerate(rows) if row.banned_token_ids),
+    }
 
 
 def signed(seed: int) -> int:

@@ -8,7 +8,7 @@ with coefficients fitted to observed steps, old ones fading away. What counts is
 else a single step that took seconds (it compiled a kernel) would outweigh hundreds of good ones.
 
 While sequences decode, a step takes as many prefill tokens as keep t within the target for the gap between two tokens, or as
-take as long as the decodes; otherwise, and before the fit is of use, as many as the limit allows. Prefill always gets a minimum,
+take so many times as long as the decodes; otherwise, and before the fit is of use, as many as the limit allows. Prefill always gets a minimum,
 so that a tight target slows it down and never stops it.
 """
 
@@ -37,10 +37,11 @@ class StepBudget:
         max_step_tokens: most tokens computed in one step.
         itl_target_s: longest step, in seconds, that prefill may cause while sequences decode; None means no target.
         min_chunk: prefill tokens that a step may always take, within `max_step_tokens`.
-        enough_prefill: with a target, most prefill tokens of a step that also decodes: more of them would compute no
-            faster, and make others wait; None means no such limit.
+        enough_tokens: with a target, most tokens of a step that also decodes: more of them would compute no faster, and
+            make others wait; None means no such limit.
         granule: with a target, a step that also decodes is rounded to a multiple of so many tokens: a device that
             computes in tiles takes as long for a part of a tile as for a whole one.
+        prefill_share: where decodes come near the target or miss it, prefill may take so many times as long as they do.
     """
 
     def __init__(
@@ -49,8 +50,9 @@ class StepBudget:
         max_step_tokens: int,
         itl_target_s: float | None = None,
         min_chunk: int = 32,
-        enough_prefill: int | None = None,
+        enough_tokens: int | None = None,
         granule: int = 1,
+        prefill_share: float = 1.0,
     ) -> None:
         if min(max_step_tokens, min_chunk, granule) < 1:
             raise ValueError(
@@ -59,8 +61,9 @@ class StepBudget:
         self.max_step_tokens = max_step_tokens
         self.min_chunk = min(min_chunk, max_step_tokens)
         self._itl_target_s = itl_target_s
-        self._enough_prefill = max_step_tokens if enough_prefill is None else enough_prefill
+        self._enough_tokens = max_step_tokens if enough_tokens is None else enough_tokens
         self._granule = granule
+        self._prefill_share = prefill_share
         self._gram: _Matrix = [[0.0] * 3 for _ in range(3)]
         self._moment: _Vector = [0.0] * 3
         self._weight = 0.0
@@ -102,10 +105,10 @@ class StepBudget:
         if self._itl_target_s is None or num_decodes == 0 or prefill_rate == 0.0:
             return hard_room
         decode_s = self._predict(0, num_decodes)
-        # Where decodes alone come near the target or miss it, prefill gets as long as they take: a step at most doubles,
-        # and prompts are not fed in crumbs that cost the machine its rate.
-        spare_s = max(self._itl_target_s - decode_s, decode_s)
-        room = min(self._enough_prefill, int(spare_s * prefill_rate))
+        # Where decodes alone come near the target or miss it, prefill gets its share all the same: prompts are not fed in
+        # crumbs that cost the machine its rate.
+        spare_s = max(self._itl_target_s - decode_s, self._prefill_share * decode_s)
+        room = min(self._enough_tokens - num_decodes, int(spare_s * prefill_rate))
         whole = round((room + num_decodes) / self._granule) * self._granule - num_decodes
         return min(hard_room, max(self.min_chunk, whole if whole > 0 else room))
 

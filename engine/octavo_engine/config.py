@@ -13,6 +13,7 @@ from pydantic import ByteSize, Field, model_validator
 from octavo_engine.budget import StepBudget
 
 _GPU_GRANULE: Final = 256  # two row tiles of the matrix products
+_GPU_PREFILL_SHARE: Final = 2.0
 
 
 class EngineConfig(Settings):
@@ -113,8 +114,9 @@ class EngineConfig(Settings):
         return StepBudget(
             max_step_tokens=max_step_tokens,
             itl_target_s=self.itl_target_s(device),
-            enough_prefill=max_step_tokens // 2 if is_gpu else None,
+            enough_tokens=max_step_tokens // 2 if is_gpu else None,
             granule=_GPU_GRANULE if is_gpu else 1,
+            prefill_share=_GPU_PREFILL_SHARE if is_gpu else 1.0,
         )
 
 

@@ -1,13 +1,12 @@
 """Runs plans on a GPU one step ahead: a step is queued while the one before computes, and reads its tokens by slot.
 
-Steps of decodes alone replay a CUDA graph, captured when its size is first asked for. Steps with prefill chunks, which
-take long enough to hide their launches, run as they are.
+Steps of decodes alone replay a CUDA graph, captured when its size is first asked for. So do the layers of steps with
+prefill chunks, unless they have so many tokens that launches hide behind them.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Final
@@ -17,7 +16,8 @@ import torch
 from octavo_kernels.step_inputs import ban_tokens
 
 from octavo_engine.backends.ops import Ops
-from octavo_engine.batch import Array, Batch, build_batch
+from octavo_engine.batch import Array, Batch, Layout, batch_of, build_batch, lay_out, sampling_rows
+from octavo_engine.chunk_step import ChunkShape, ChunkStep, chunk_shape, most_captured_tokens, usual_chunk_shapes
 from octavo_engine.decode_step import MAX_BANS, DecodeStep, Shape, padded_size, step_sizes
 from octavo_engine.models.decoder import Decoder
 from octavo_engine.sequence import Row, Sampled, StepPlan
@@ -29,8 +29,10 @@ from octavo_engine.warm_up import chunk_plan, penalty_plan, warm_up_plans
 _LEAST_WIDTH_TOKENS: Final = 1024
 _WARM_SIZES: Final = (100, 500, 1000, 1 << 30)  # tokens of a chunk; the last stands for the largest
 _WARM_WIDTHS: Final = 3  # of block tables: contexts up to 4096 tokens
+_LEAST_CHUNK_WIDTH_TOKENS: Final = 4096  # of a step with chunks, where wide tables cost little beside the chunks
+_WARM_DECODES: Final = 256  # beside chunks
 _WORDS_PER_ROW: Final = 320  # most of them for banned ids
-_WORDS_PER_TOKEN: Final = 8
+_WORDS_PER_TOKEN: Final = 16
 
 
 class _NoTokens:
@@ -73,10 +75,16 @@ class PipelinedRunner:
         self._stream = torch.cuda.Stream(device) if self._is_captured else None  # type: ignore[no-untyped-call]
         self._pool = torch.cuda.graph_pool_handle() if self._is_captured else None
         self._steps: dict[Shape, DecodeStep] = {}
-        self._to_prepare: list[Shape | int] = []
+        self._chunk_steps: dict[ChunkShape, ChunkStep] = {}
+        self._most_captured = most_captured_tokens(decoder.config)
+        self._met: set[ChunkShape] = set()  # sizes of steps with chunks that came once
+        self._to_prepare: list[Shape | ChunkShape | int] = []
         if self._is_captured:
+            self._to_prepare += usual_chunk_shapes(
+                min(self._most_captured, max_step_tokens), min(max_sequences, _WARM_DECODES), self._chunk_width(1)
+            )
             self._to_prepare += self._usual_shapes(max_sequences, max_len)
-            self._to_prepare += ops.usual_sizes(self._most_tokens)
+            self._to_prepare += (size for size in ops.usual_sizes(self._most_tokens) if size > self._most_captured)
         self._finder = SharedFinder(decoder.config, page_size)
         with self._on_stream():
             self._state = SlotState(
@@ -86,7 +94,7 @@ class PipelinedRunner:
                 vocab_size=decoder.config.vocab_size,
                 device=device,
             )
-            words = max_step_tokens * _WORDS_PER_TOKEN + max_sequences * (3 * self._max_pages + _WORDS_PER_ROW) + 1024
+            words = max_step_tokens * _WORDS_PER_TOKEN + max_sequences * (3 * self._max_pages + _WORDS_PER_ROW) + 4096
             self._buffer = torch.empty(4 * words, dtype=torch.uint8, device=device)
 
     @torch.inference_mode()
@@ -132,12 +140,15 @@ class PipelinedRunner:
         with self._on_stream():
             if isinstance(usual, Shape):
                 self._step_of(usual)
+            elif isinstance(usual, ChunkShape):
+                self._chunk_step_of(usual)
             else:
                 self._load_kernels(usual)
 
     def close(self) -> None:
         """Give memory back."""
         self._steps.clear()
+        self._chunk_steps.clear()
         self._ops.close()
 
     def _load_kernels(self, num_tokens: int) -> None:
@@ -167,20 +178,28 @@ class PipelinedRunner:
     def _launch_mixed(self, plan: StepPlan) -> Download | _NoTokens:
         rows, state = plan.rows, self._state
         upload = Upload(self._buffer)
-        batch = build_batch(plan, self._page_size, state.block_tables(rows), upload.put)
-        samplers = [row for row in rows if row.samples]
+        layout = lay_out(plan, self._page_size, state.block_tables(rows))
+        step = self._chunk_step_for(layout)
+        if step is None:
+            whole = batch_of(layout, upload.put)
+            token_ids, tables, batch = whole.token_ids, whole.block_tables, whole
+        else:
+            step.put(layout, rows, upload)
+            token_ids, tables = step.token_ids, upload.put(layout.tables)
+            batch = sampling_rows(layout, upload.put)
+        samplers = list(layout.samplers.values())
         sampler_slots = upload.put(_column(row.slot for row in samplers))
-        unread = [(at, row.slot) for at, row in zip(_first_tokens(rows), rows, strict=True) if _is_unread(row)]
+        unread = [(at, row.slot) for at, row in zip(layout.query_start, rows, strict=False) if _is_unread(row)]
         unread_tokens = upload.put(_column(at for at, _ in unread))
         unread_slots = upload.put(_column(slot for _, slot in unread))
         bans = upload.put(_bans(batch))
         if state.penalties.concern(samplers):
             penalties = state.penalties.columns(samplers, sampler_slots, upload.put)
             batch = dataclasses.replace(batch, penalties=penalties)
-        self._send_tables(rows, batch.block_tables, upload)
+        self._send_tables(rows, tables, upload)
         if unread:
-            batch.token_ids.index_copy_(0, unread_tokens, state.last_tokens[unread_slots])
-        logits = self._decoder.forward(dataclasses.replace(batch, banned=()))
+            token_ids.index_copy_(0, unread_tokens, state.last_tokens[unread_slots])
+        logits = self._decoder.forward(batch) if step is None else self._finish(step, batch)
         if logits is None:
             return _NoTokens()
         if batch.banned:
@@ -188,6 +207,31 @@ class PipelinedRunner:
         ids, logprobs = self._ops.sample(logits, batch)
         state.last_tokens.index_copy_(0, sampler_slots, ids)
         return Download(ids, logprobs, len(samplers))
+
+    def _finish(self, step: ChunkStep, batch: Batch) -> torch.Tensor | None:
+        q, residual = step.run()
+        count = batch.num_decodes
+        return self._decoder.finish(batch, q[:count], residual[:count]) if count else None
+
+    def _chunk_step_for(self, layout: Layout) -> ChunkStep | None:
+        """Return the step to run a layout in; None: uncaptured, for it is too large, or of an unusual size met for the first time."""
+        width = self._chunk_width(int(layout.context_lens.max()))
+        shape = chunk_shape(layout, width, self._most_captured)
+        if shape is None or shape in self._chunk_steps or not self._is_captured or shape in self._met:
+            return None if shape is None else self._chunk_step_of(shape)
+        self._met.add(shape)
+        return None
+
+    def _chunk_step_of(self, shape: ChunkShape) -> ChunkStep:
+        step = self._chunk_steps.get(shape)
+        if step is None:
+            step = self._chunk_steps[shape] = ChunkStep(self._decoder, self._state, shape, self._buffer)
+            if self._is_captured:
+                step.capture(self._pool)
+        return step
+
+    def _chunk_width(self, num_tokens: int) -> int:
+        return self._width_for(max(num_tokens, _LEAST_CHUNK_WIDTH_TOKENS))
 
     def _send_tables(self, rows: list[Row] | tuple[Row, ...], tables: torch.Tensor, upload: Upload) -> None:
         """Send what was put so far, and let the device's state have the rows' tables."""
@@ -236,10 +280,6 @@ def _is_decode(plan: StepPlan) -> bool:
 
 def _is_unread(row: Row) -> bool:
     return row.start >= len(row.sequence.tokens)
-
-
-def _first_tokens(rows: tuple[Row, ...]) -> Iterator[int]:
-    return itertools.accumulate((row.num_tokens for row in rows[:-1]), initial=0)
 
 
 def _column(values: Iterator[int]) -> Array:

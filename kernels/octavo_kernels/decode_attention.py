@@ -61,7 +61,8 @@ def paged_decode(
         k: [P, Hk, PAGE, D] view of the pool, dtype of q; PAGE 16, 32 or 64.
         v: the same for values, with the same strides.
         block_table: [B, max_pages] int32; entries before the window may hold anything.
-        seq_lens: [B] int32, tokens in the pages, the query's own included; 0 gives zeros and an lse of -inf.
+        seq_lens: [B] int32, tokens in the pages, the query's own included; 0 gives zeros and an lse of -inf, and below 0
+            `out` and `lse` keep what they have.
         out: [B, Hq, D] dtype of q, written.
         workspace: fp32, at least `decode_workspace_size` elements; its contents do not matter.
         scale: factor of the scores.
@@ -292,7 +293,7 @@ def _decode_item(  # noqa: C901, PLR0915 - one item, read from top to bottom
     start, first_chunk, stop_chunk = visible_chunks(length, CHUNK, WINDOW)
     whole = stop_chunk - first_chunk <= SPAN
     # An empty sequence has no chunk at all: program 0 writes its zeros.
-    if (chunk >= first_chunk) & (chunk < tl.where(whole, first_chunk + 1, stop_chunk)):
+    if (length >= 0) & (chunk >= first_chunk) & (chunk < tl.where(whole, first_chunk + 1, stop_chunk)):
         cells = present[:, None] & (dims < D)[None, :]
         q_offsets = member.to(tl.int64)[:, None] * stride_q_row + heads[:, None] * stride_q_head + dims[None, :]
         q = tl.load(q_ptr + q_offsets, mask=cells, other=0.0)

@@ -41,12 +41,12 @@ def paged_extend(
     the hint can make it smaller, never the result different.
 
     Args:
-        q: [T, Hq, D] fp32, fp16 or bf16, sequences one after the other; D a multiple of 16. Rows from cu_q[B] on are
-            padding and stay untouched.
+        q: [T, Hq, D] fp32, fp16 or bf16, sequences one after the other; D a multiple of 16. Rows before cu_q[0] and
+            from cu_q[B] on belong to none of them, and `out` keeps what it has there.
         k: [P, Hk, PAGE, D] view of the pool, dtype of q; PAGE 16, 32 or 64.
         v: the same for values, with the same strides.
         block_table: [B, max_pages] int32; entries before the window may hold anything.
-        cu_q: [B + 1] int32, prefix sums of the query lengths.
+        cu_q: [B + 1] int32, the first row of each sequence, and the end of the last one.
         seq_lens: [B] int32, tokens in the pages, the new ones included; 0 gives zeros and an lse of -inf.
         out: [T, Hq, D] dtype of q, written.
         workspace: not needed yet.
@@ -259,7 +259,7 @@ def _extend_blocks(  # noqa: C901, PLR0912, PLR0915 - one program, read from top
         first_token = (block - (q_start // BLOCK_TOKENS + seq)) * BLOCK_TOKENS
     q_len = tl.load(cu_q_ptr + seq + 1) - q_start
     length = tl.load(seq_lens_ptr + seq)
-    if first_token < q_len:
+    if (first_token >= 0) & (first_token < q_len):
         rows = tl.arange(0, ROWS)
         dims = tl.arange(0, D_PAD)
         token = first_token + rows // GROUP

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 import torch
 import transformers
+import triton
+from octavo_engine import messages
 from octavo_engine.backends.triton_ops import TritonOps
 from octavo_engine.batch import block_tables_of, build_batch
 from octavo_engine.models.config import read_config
 from octavo_engine.models.decoder import Decoder
 from octavo_engine.models.weights import SafetensorsFiles
+from octavo_engine.offline import OfflineEngine
 from octavo_engine.sequence import Request, Row, Sampling, Sequence, StepPlan
 from support.core_submit import submit
 from support.gpu import NEEDS_GPU
@@ -92,3 +96,51 @@ def test_slots_change_hands_without_a_trace(tmp_path: Path) -> None:
         expected = alone(octavo, msgspec.structs.replace(request, key=1000 + request.key))
         output = together[request.key, 0]
         assert (output.token_ids, output.logprobs) == (expected.token_ids, expected.logprobs), f"request {request.key}"
+
+
+def mixed_requests(count: int, first_key: int = 0) -> list[messages.Submit]:
+    rng = random.Random(first_key)
+    return [
+        submit(key, PROMPTS[key % 32][: rng.randint(1, 90)], rng.randint(1, 40), temperature=0.8, seed=key)
+        for key in range(first_key, first_key + count)
+    ]
+
+
+def warmed(octavo: OfflineEngine) -> Any:
+    """Return the engine's runner, once it has prepared every usual step."""
+    runner: Any = octavo._runner
+    while not runner.is_warm:
+        runner.warm_next()
+    return runner
+
+
+def test_captured_steps_with_chunks_give_the_bits_of_uncaptured_ones(tmp_path: Path) -> None:
+    write_model(tmp_path, "qwen3")
+    settings = {"device": "cuda", "dtype": "bfloat16", "numerics": "exact", "max_sequences": 40, "max_step_tokens": 300}
+    captured, uncaptured = engine(tmp_path, **settings), engine(tmp_path, **settings)
+    assert len(warmed(captured)._chunk_steps) > 4
+    runner: Any = uncaptured._runner
+    runner._most_captured = 0
+    runner._chunk_steps.clear()
+    outputs = [octavo.generate(mixed_requests(60)) for octavo in (captured, uncaptured)]
+    assert not runner._chunk_steps
+    for at, output in outputs[0].items():
+        assert (output.token_ids, output.logprobs) == (outputs[1][at].token_ids, outputs[1][at].logprobs), (
+            f"request {at}"
+        )
+
+
+@pytest.mark.parametrize("numerics", ["exact", "fast"])
+def test_a_warm_engine_compiles_nothing_more(numerics: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_model(tmp_path, "qwen3")
+    octavo = engine(tmp_path, device="cuda", dtype="bfloat16", numerics=numerics, max_sequences=40, max_step_tokens=300)
+    warmed(octavo)
+    compiled: list[str] = []
+
+    def note(**facts: Any) -> None:
+        compiled.append(facts["fn"].name)
+
+    monkeypatch.setattr(triton.knobs.runtime, "jit_post_compile_hook", note)
+    octavo.generate(mixed_requests(60))
+    octavo.generate(mixed_requests(3, first_key=60))
+    assert compiled == []

@@ -39,8 +39,8 @@ def a_batch() -> Batch:
     at = torch.arange(BATCH, device="cuda")
     nothing = torch.zeros(0, dtype=torch.int64, device="cuda")
     return Batch(
-        token_ids=nothing, positions=nothing, slots=nothing, row_of_token=nothing, query_start=nothing,
-        context_lens=nothing, block_tables=nothing, num_decodes=BATCH, chunks=None, max_query_len=1, max_context_len=1,
+        token_ids=nothing, positions=nothing, slots=nothing, row_of_token=None,
+        context_lens=nothing, block_tables=nothing, num_decodes=BATCH, chunks=None, max_query_len=1,
         sample_tokens=at, temperature=(at % 4 > 0).float() * 0.8, top_k=torch.where(at % 4 == 2, 50, 0).int(),
         top_p=torch.where(at % 4 == 3, 0.9, 1.0), min_p=torch.where(at % 8 == 2, 0.02, 0.0), seeds=at * 7919,
         output_positions=at % 5, banned=(),

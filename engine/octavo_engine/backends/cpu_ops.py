@@ -13,7 +13,7 @@ from octavo_kernels.cpu.rows import add_rms_norm, rms_norm, silu_mul
 
 from octavo_engine.backends.cpu_linear import CpuLinear, PackedLinear
 from octavo_engine.backends.row_threads import RowThreads
-from octavo_engine.batch import Batch, Penalties
+from octavo_engine.batch import Batch, Inputs, Penalties
 from octavo_engine.models.config import ModelConfig
 from octavo_engine.models.rope import cos_sin_table
 from octavo_engine.models.weights import Linear
@@ -74,7 +74,7 @@ class CpuOps:
         """Return the table as stored: rows are converted when they are looked up."""
         return table
 
-    def embed(self, table: torch.Tensor, batch: Batch) -> torch.Tensor:
+    def embed(self, table: torch.Tensor, batch: Inputs) -> torch.Tensor:
         """Return [T, hidden]."""
         return table[batch.token_ids].to(self._dtype)
 
@@ -102,7 +102,7 @@ class CpuOps:
     def rope_write(
         self,
         qkv: torch.Tensor,
-        batch: Batch,
+        batch: Inputs,
         layer: int,
         q_norm: torch.Tensor | None,
         k_norm: torch.Tensor | None,
@@ -125,12 +125,13 @@ class CpuOps:
         self._threads.run(work, len(qkv), 2 * _LEAST_ELEMENTWISE_ROWS)
         return q
 
-    def attention(self, q: torch.Tensor, batch: Batch, layer: int) -> torch.Tensor:
+    def attention(self, q: torch.Tensor, batch: Inputs, layer: int) -> torch.Tensor:
         """Return the attention output [T, H * D]."""
         out = torch.empty_like(q)
         k_offset, v_offset = self._offsets(layer)
         attend = self._attend[self._config.windows[layer]]
         source, target, tables = _flat(q), _flat(out), batch.block_tables.numpy()
+        assert batch.row_of_token is not None  # noqa: S101 - the CPU captures nothing
         rows, positions = batch.row_of_token.numpy(), batch.positions.numpy()
 
         def work(first: int, last: int) -> None:

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 import torch
 
-from octavo_engine.batch import Batch
+from octavo_engine.batch import Batch, Inputs
 from octavo_engine.models.weights import Linear
 
 
@@ -33,7 +33,7 @@ class Ops(Protocol):
         """Bring the embedding table [vocab, hidden] to the device."""
         ...
 
-    def embed(self, table: torch.Tensor, batch: Batch) -> torch.Tensor:
+    def embed(self, table: torch.Tensor, batch: Inputs) -> torch.Tensor:
         """Return the embeddings [T, hidden] of the batch's tokens."""
         ...
 
@@ -52,7 +52,7 @@ class Ops(Protocol):
     def rope_write(
         self,
         qkv: torch.Tensor,
-        batch: Batch,
+        batch: Inputs,
         layer: int,
         q_norm: torch.Tensor | None,
         k_norm: torch.Tensor | None,
@@ -60,7 +60,7 @@ class Ops(Protocol):
         """Split and rotate qkv [T, (H + 2K) * D], write k and v into the layer's pages, return q [T, H * D]."""
         ...
 
-    def attention(self, q: torch.Tensor, batch: Batch, layer: int) -> torch.Tensor:
+    def attention(self, q: torch.Tensor, batch: Inputs, layer: int) -> torch.Tensor:
         """Return the attention output [T, H * D] of q over the pages of each token's sequence."""
         ...
 

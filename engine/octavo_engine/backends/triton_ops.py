@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from octavo_kernels.penalties import penalize, take_penalized
 from octavo_kernels.rope_write import rope_qknorm_write
 from octavo_kernels.sampling import sample, sample_workspace_size
 
-from octavo_engine.batch import Batch
+from octavo_engine.batch import Batch, Chunks, Inputs
 from octavo_engine.models.config import ModelConfig
 from octavo_engine.models.rope import cos_sin_table
 from octavo_engine.models.weights import Linear
@@ -49,6 +50,7 @@ class TritonOps:
             sample_workspace_size(max_sequences, config.vocab_size),
         )
         self._workspace = torch.empty(max(sizes), dtype=torch.float32, device=self._device)
+        self._side: torch.cuda.Stream | None = None
         self._tickets = torch.zeros(max_sequences * config.num_kv_heads, dtype=torch.int32, device=self._device)
 
     def prepare_linear(self, linear: Linear) -> Any:
@@ -66,7 +68,7 @@ class TritonOps:
         """Bring the embedding table to the device."""
         return table.to(self._device, self._dtype)
 
-    def embed(self, table: torch.Tensor, batch: Batch) -> torch.Tensor:
+    def embed(self, table: torch.Tensor, batch: Inputs) -> torch.Tensor:
         """Return [T, hidden]."""
         return table[batch.token_ids]
 
@@ -94,7 +96,7 @@ class TritonOps:
     def rope_write(
         self,
         qkv: torch.Tensor,
-        batch: Batch,
+        batch: Inputs,
         layer: int,
         q_norm: torch.Tensor | None,
         k_norm: torch.Tensor | None,
@@ -108,29 +110,52 @@ class TritonOps:
         )  # fmt: skip
         return q.view(len(qkv), -1)
 
-    def attention(self, q: torch.Tensor, batch: Batch, layer: int) -> torch.Tensor:
-        """Return [T, H * D]: single-token rows by the decode kernel, chunks by the extend kernel."""
-        config = self._config
-        heads = q.view(-1, config.num_heads, config.head_dim)
+    def attention(self, q: torch.Tensor, batch: Inputs, layer: int) -> torch.Tensor:
+        """Return [T, H * D]: single-token rows by the decode kernel, chunks by the extend kernel.
+
+        A captured step that has both computes them side by side: one is bound by memory, the other by arithmetic.
+        """
+        heads = q.view(-1, self._config.num_heads, self._config.head_dim)
         out = torch.empty_like(heads)
-        k, v = self._pool[:, layer, 0], self._pool[:, layer, 1]
-        split, window = batch.num_decodes, config.windows[layer]
-        if split:
-            shared = batch.shared if window == 0 else None
-            programs, chunk = split * config.num_kv_heads, CHUNK if shared else self._decode_chunk(split)
-            paged_decode(
-                heads[:split], k, v, batch.block_tables[:split], batch.context_lens[:split], out[:split],
-                self._workspace, scale=self._scale, window=window, exact=self._exact or shared is not None,
-                chunk=chunk, plan=shared, tickets=self._tickets[:programs] if chunk > CHUNK else None,
-                span=exact_span(programs) if self._exact else 1,
-            )  # fmt: skip
+        side = self._side_stream() if batch.num_decodes and batch.chunks is not None else None
+        if side is not None:
+            side.wait_stream(torch.cuda.current_stream())
         if batch.chunks is not None:
-            chunks = batch.chunks
-            paged_extend(
-                heads[split:], k, v, chunks.block_tables, chunks.query_start, chunks.context_lens, out[split:],
-                scale=self._scale, window=window, max_q_len=batch.max_query_len, exact=self._exact,
-            )  # fmt: skip
+            with nullcontext() if side is None else torch.cuda.stream(side):
+                self._extend(heads, batch, batch.chunks, layer, out)
+        if batch.num_decodes:
+            self._decode(heads, batch, layer, out)
+        if side is not None:
+            torch.cuda.current_stream().wait_stream(side)
         return out.view(len(q), -1)
+
+    def _decode(self, heads: torch.Tensor, batch: Inputs, layer: int, out: torch.Tensor) -> None:
+        config, split = self._config, batch.num_decodes
+        window = config.windows[layer]
+        shared = batch.shared if window == 0 else None
+        programs, chunk = split * config.num_kv_heads, CHUNK if shared else self._decode_chunk(split)
+        paged_decode(
+            heads[:split], self._pool[:, layer, 0], self._pool[:, layer, 1], batch.block_tables[:split],
+            batch.context_lens[:split], out[:split], self._workspace, scale=self._scale, window=window,
+            exact=self._exact or shared is not None, chunk=chunk, plan=shared,
+            tickets=self._tickets[:programs] if chunk > CHUNK else None,
+            span=exact_span(programs) if self._exact else 1,
+        )  # fmt: skip
+
+    def _extend(self, heads: torch.Tensor, batch: Inputs, chunks: Chunks, layer: int, out: torch.Tensor) -> None:
+        paged_extend(
+            heads, self._pool[:, layer, 0], self._pool[:, layer, 1], chunks.block_tables, chunks.query_start,
+            chunks.context_lens, out, scale=self._scale, window=self._config.windows[layer],
+            max_q_len=batch.max_query_len, exact=self._exact,
+        )  # fmt: skip
+
+    def _side_stream(self) -> torch.cuda.Stream | None:
+        """Return a stream beside the current one while that is captured: launched one by one, nothing would overlap."""
+        if self._device.type != "cuda" or not torch.cuda.is_current_stream_capturing():
+            return None
+        if self._side is None:
+            self._side = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+        return self._side
 
     def _decode_chunk(self, num_rows: int) -> int:
         """Return the tokens that one program of a decode reads: fewer where few rows would leave the device idle.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from octavo_engine.backends.ops import Ops, PreparedLinear
-from octavo_engine.batch import Batch
+from octavo_engine.batch import Batch, Inputs
 from octavo_engine.models.config import ModelConfig
 from octavo_engine.models.weights import Fetch, LayerWeights, Linear, load_layer, load_weights
 
@@ -62,20 +62,43 @@ class Decoder:
 
         Returns None if no token of the batch samples (chunks of unfinished prompts).
         """
+        q, residual = self.body(batch)
+        if not len(batch.sample_tokens):
+            return None  # the last layer's keys and values are written: nothing else of it is needed
+        if batch.last is None:
+            return self.finish(batch, q, residual)
+        return self.finish(batch.last, q[batch.sample_tokens], residual[batch.sample_tokens])
+
+    def body(self, batch: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
+        """Compute a batch up to the last layer's attention: every key and value is written then.
+
+        Returns:
+            The last layer's queries [T, H * D], and the residual stream [T, hidden].
+        """
         ops = self._ops
         residual = ops.embed(self._embedding, batch)
         x = ops.rms_norm(residual, self._layers[0].input_norm)
-        last = len(self._layers) - 1
-        for index, layer in enumerate(self._layers):
-            q = ops.rope_write(ops.linear(x, layer.qkv), batch, index, layer.q_norm, layer.k_norm)
-            if index == last and not len(batch.sample_tokens):
-                return None  # the last layer's keys and values are written: nothing else of it is needed
-            rows = batch
-            if index == last and batch.last is not None:
-                rows, q, residual = batch.last, q[batch.sample_tokens], residual[batch.sample_tokens]
-            x = ops.attention(q, rows, index)
-            x = ops.add_rms_norm(ops.linear(x, layer.output), residual, layer.post_norm)
-            x = ops.linear(ops.gated_linear(x, layer.gate_up), layer.down)
-            norm = self._final_norm if index == last else self._layers[index + 1].input_norm
-            x = ops.add_rms_norm(x, residual, norm)
-        return ops.linear(x, self._lm_head)
+        q = self._queries(x, batch, 0)
+        for index in range(len(self._layers) - 1):
+            x = self._attend(q, residual, batch, index)
+            q = self._queries(x, batch, index + 1)
+        return q, residual
+
+    def finish(self, rows: Inputs, q: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+        """Return the logits [B, vocab] of rows whose last queries and residual stream are given; overwrites the latter."""
+        x = self._attend(q, residual, rows, len(self._layers) - 1)
+        return self._ops.linear(x, self._lm_head)
+
+    def _queries(self, x: torch.Tensor, batch: Inputs, index: int) -> torch.Tensor:
+        """Write a layer's keys and values; return its queries [T, H * D]."""
+        layer = self._layers[index]
+        return self._ops.rope_write(self._ops.linear(x, layer.qkv), batch, index, layer.q_norm, layer.k_norm)
+
+    def _attend(self, q: torch.Tensor, residual: torch.Tensor, batch: Inputs, index: int) -> torch.Tensor:
+        """Compute the rest of a layer from its queries; return [T, hidden], normalized for what comes next."""
+        ops, layer = self._ops, self._layers[index]
+        x = ops.attention(q, batch, index)
+        x = ops.add_rms_norm(ops.linear(x, layer.output), residual, layer.post_norm)
+        x = ops.linear(ops.gated_linear(x, layer.gate_up), layer.down)
+        is_last = index == len(self._layers) - 1
+        return ops.add_rms_norm(x, residual, self._final_norm if is_last else self._layers[index + 1].input_norm)

@@ -64,11 +64,11 @@ def paged_extend(
     """Attend causally with the newest q_len tokens of each sequence; all keys and values are already in pages.
 
     Args:
-        q: [T, Hq, D], sequences one after the other; rows from cu_q[B] on are padding and stay untouched.
+        q: [T, Hq, D], sequences one after the other; `out` keeps what it has before row cu_q[0] and from cu_q[B] on.
         k: [P, Hk, PAGE, D] view of the pool.
         v: the same for values.
         block_table: [B, max_pages] int32.
-        cu_q: [B + 1] int32, prefix sums of the query lengths.
+        cu_q: [B + 1] int32, the first row of each sequence, and the end of the last one.
         seq_lens: [B] int32, tokens in the pages, the new ones included.
         out: [T, Hq, D], written.
         workspace: ignored here.
@@ -116,7 +116,7 @@ def paged_attention_reference(
     """Compute what `paged_extend` approximates, in `dtype` throughout.
 
     Returns:
-        The output [T, Hq, D] and the lse [T, Hq], both in `dtype`; zeros and -inf in rows from cu_q[B] on.
+        The output [T, Hq, D] and the lse [T, Hq], both in `dtype`; zeros and -inf in rows of no sequence.
     """
     out = torch.zeros(q.shape, dtype=dtype, device=q.device)
     lse = torch.full(q.shape[:2], -torch.inf, dtype=dtype, device=q.device)

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from octavo.v1 import admin_pb2, inference_pb2
+from octavo.v1 import admin_pb2, engine_pb2, inference_pb2
 from support.fake_engine import PAGE_SIZE
 
 
@@ -115,3 +115,17 @@ async def test_admin_lists_engines_as_the_router_sees_them(new_engine, new_route
     ]
     assert listed[0].address == first.address
     assert listed[0].num_resident_pages == len(first.resident)
+
+
+async def test_admin_tells_an_engines_whole_load(new_engine, new_router):
+    engine = await new_engine("e1")
+    router = await new_router(engine)
+    load = engine_pb2.Load(
+        num_waiting=1, waiting_tokens=2, num_running=3, pages_in_use=4, pages_cached=5, pages_free=600,
+        prefill_tokens_per_s=7.0, decode_s_per_sequence=0.5, step_id=9, warming=True,
+    )  # fmt: skip
+    engine.load.CopyFrom(load)
+    await engine.send_load()
+    await router.until(lambda: router.router.fleet.engine("e1").load.report.num_running == 3)
+    listed = (await router.admin.ListEngines(admin_pb2.ListEnginesRequest())).engines
+    assert listed[0].load == load

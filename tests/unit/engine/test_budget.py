@@ -53,9 +53,10 @@ def test_the_target_does_not_bind_when_nobody_waits_for_the_next_token():
     assert budget.prefill_room(0) == 1024
 
 
-def test_a_target_that_decodes_alone_miss_lets_the_step_double():
-    budget = taught(StepBudget(max_step_tokens=1024, itl_target_s=0.001))
-    assert budget.prefill_room(32) == pytest.approx((0.005 + 32 * 0.0002) / 0.0001, rel=0.15)
+@pytest.mark.parametrize("share", [1.0, 2.0])
+def test_a_target_that_decodes_alone_miss_leaves_prefill_its_share(share: float):
+    budget = taught(StepBudget(max_step_tokens=1024, itl_target_s=0.001, prefill_share=share))
+    assert budget.prefill_room(32) == pytest.approx(share * (0.005 + 32 * 0.0002) / 0.0001, rel=0.15)
 
 
 @pytest.mark.parametrize("seconds", [0.0006, 2.0])
@@ -89,9 +90,10 @@ def test_steps_of_seconds_are_soon_outweighed_by_good_ones(granule: int):
     assert budget.prefill_room(128) + 128 == pytest.approx((0.03 - 0.004) / 0.000024, rel=0.15, abs=granule / 2)
 
 
-def test_a_step_with_decodes_takes_no_more_prefill_than_is_enough():
-    budget = taught(StepBudget(max_step_tokens=1024, itl_target_s=0.2, enough_prefill=300))
-    assert (budget.prefill_room(8), budget.prefill_room(0)) == (300, 1024)
+def test_a_step_with_decodes_takes_no_more_tokens_than_are_enough():
+    budget = taught(StepBudget(max_step_tokens=1024, itl_target_s=0.2, enough_tokens=300))
+    assert (budget.prefill_room(8), budget.prefill_room(0)) == (292, 1024)
+    assert budget.prefill_room(299) == budget.min_chunk
 
 
 def test_a_step_with_decodes_is_rounded_to_whole_granules():

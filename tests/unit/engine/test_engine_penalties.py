@@ -12,7 +12,7 @@ from octavo.page_hash import token_bytes
 from octavo_engine.backends.cpu_linear import CpuLinear
 from octavo_engine.backends.cpu_ops import CpuOps
 from octavo_engine.backends.row_threads import RowThreads
-from octavo_engine.batch import Batch
+from octavo_engine.batch import Batch, Inputs
 from octavo_engine.config import EngineConfig
 from octavo_engine.messages import Submit
 from octavo_engine.model_runner import ModelRunner
@@ -118,6 +118,12 @@ class Bigrams:
         if len(batch.sample_tokens) == 0:
             return None
         return self._logits[batch.token_ids[batch.sample_tokens]]
+
+    def body(self, inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
+        return inputs.token_ids, inputs.token_ids
+
+    def finish(self, _rows: Inputs, q: torch.Tensor, _residual: torch.Tensor) -> torch.Tensor:
+        return self._logits[q]
 
 
 def offline(*, ahead: bool, num_pages: int = 64, max_sequences: int = 4) -> OfflineEngine:

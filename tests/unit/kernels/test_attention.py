@@ -228,6 +228,32 @@ def test_offsets_beyond_32_bits_reach_the_right_page() -> None:
     assert_close(extended, expected.double(), torch.float16)
 
 
+def test_rows_of_no_sequence_keep_what_they_have() -> None:
+    """A step holds decodes before the chunks, and padding behind them: a sequence without context gives zeros."""
+    batch = make_batch(PLAIN, [40, 33, 0], [17, 9, 5])
+    expected, _ = batch.extend()
+    before, rows = 35, batch.q.shape[0]
+    noise = torch.randn(before + rows + 4, *batch.q.shape[1:]).to(DEVICE, batch.q.dtype)
+    noise[before : before + rows] = batch.q
+    batch.q, batch.cu_q = noise, batch.cu_q + before
+    got, _ = batch.extend()
+    assert torch.equal(got[before : before + rows], expected)
+    assert not expected[26:].any()
+    assert got[:before].isnan().all()
+    assert got[before + rows :].isnan().all()
+
+
+def test_a_decode_of_negative_length_writes_nothing() -> None:
+    batch = make_batch(PLAIN, [300, 1, 0, 20], [1, 1, 1, 1])
+    expected, expected_lse = batch.decode()
+    batch.seq_lens[1] = batch.seq_lens[3] = -1
+    got, lse = batch.decode()
+    assert torch.equal(got[::2], expected[::2])
+    assert torch.equal(lse[::2], expected_lse[::2])
+    assert got[1::2].isnan().all()
+    assert lse[1::2].isnan().all()
+
+
 def test_empty_batch_launches_nothing() -> None:
     batch = make_batch(PLAIN, [5], [1])
     batch.q, batch.block_table, batch.seq_lens = batch.q[:0], batch.block_table[:0], batch.seq_lens[:0]

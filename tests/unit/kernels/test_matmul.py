@@ -180,6 +180,8 @@ def test_fast_products_leave_many_rows_to_the_library() -> None:
     assert fast_tile(90, torch.bfloat16, 8192, 6144, 132, gated=False) is None
     assert fast_tile(90, torch.bfloat16, 8192, 4096, 132, gated=False) is not None, "where ours was measured faster"
     assert fast_tile(90, torch.float32, 1, 4096, 132, gated=False) is None
+    assert fast_tile(90, torch.bfloat16, 200, 6144, 132, gated=False) is None
+    assert fast_tile(90, torch.bfloat16, 200, 128_256, 132, gated=False) is not None, "meets any number of rows"
 
 
 @pytest.mark.parametrize("exact", [False, True])

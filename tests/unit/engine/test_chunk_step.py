@@ -1,0 +1,69 @@
+"""Which captured step a step with prefill chunks runs in."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from octavo.random_model import SHAPES
+from octavo_engine.batch import Layout, lay_out
+from octavo_engine.chunk_step import MAX_CHUNKS, chunk_shape, most_captured_tokens, usual_chunk_shapes
+from octavo_engine.models.config import parse_config
+from octavo_engine.sequence import Request, Row, Sampling, Sequence, StepPlan
+
+PAGE_SIZE = 16
+WIDTH = 256
+
+
+def layout_of(num_decodes: int, *chunks: int) -> Layout:
+    """Return the layout of a step of decodes behind 40 tokens, and of first chunks of so many tokens."""
+    parts = [(40, 1)] * num_decodes + [(0, size) for size in chunks]
+    rows = [
+        Row(
+            sequence=Sequence(request=Request(key=slot, prompt=[7], sampling=Sampling()), tokens=[7] * (start + size)),
+            start=start, num_tokens=size, samples=True, output_position=0, block_table=(0,), slot=slot, generation=0,
+        )
+        for slot, (start, size) in enumerate(parts)
+    ]  # fmt: skip
+    return lay_out(StepPlan(step_id=1, rows=tuple(rows)), PAGE_SIZE, np.zeros((len(rows), WIDTH), dtype=np.int32))
+
+
+@pytest.mark.parametrize(
+    ("num_decodes", "chunks", "tokens", "decodes"),
+    [
+        (0, (2,), 32, 0),
+        (0, (129,), 256, 0),
+        (3, (60,), 64, 16),
+        (17, (1007,), 1024, 64),
+        (100, (300, 100, 29), 640, 128),
+        (300, (20,), 512, 512),  # tokens for every decode that the step is padded to
+    ],
+)
+def test_the_smallest_shape_that_holds_a_step(
+    num_decodes: int, chunks: tuple[int, ...], tokens: int, decodes: int
+) -> None:
+    shape = chunk_shape(layout_of(num_decodes, *chunks), WIDTH, 4096)
+    assert shape is not None
+    assert (shape.tokens, shape.decodes, shape.width) == (tokens, decodes, WIDTH)
+
+
+@pytest.mark.parametrize(
+    ("num_decodes", "chunks"), [(5, ()), (0, (2,) * (MAX_CHUNKS + 1)), (0, (1025,)), (9, (1016, 3))]
+)
+def test_steps_without_chunks_or_with_too_much_have_none(num_decodes: int, chunks: tuple[int, ...]) -> None:
+    assert chunk_shape(layout_of(num_decodes, *chunks), WIDTH, 1024) is None
+
+
+def test_usual_shapes_are_those_that_steps_ask_for() -> None:
+    shapes = usual_chunk_shapes(1024, 64, WIDTH)
+    asked = {
+        chunk_shape(layout_of(decodes, tokens - decodes), WIDTH, 1024)
+        for decodes in (0, 1, 16, 17, 64)
+        for tokens in range(66, 1025, 2)
+    }
+    assert asked <= set(shapes)
+    assert shapes[-1].tokens == 1024, "the largest one is prepared first"
+
+
+def test_large_models_hide_the_launches_of_fewer_tokens() -> None:
+    large, small = (most_captured_tokens(parse_config(SHAPES[name])) for name in ("llama-8b", "qwen3-0.6b"))
+    assert 1024 < large < 4096 < small

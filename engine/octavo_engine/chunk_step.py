@@ -31,6 +31,7 @@ _TOKENS: Final = (
 )  # fmt: skip
 _DECODES: Final = (0, 16, 64, 128, 256, 512)
 _DECODES_STEP: Final = 256  # beyond the last of them
+_USUAL_DECODES: Final = 256
 # A layer's launches take a slow host this long. Where the device needs longer for a layer, launches hide behind it, and
 # padding would cost more than they do.
 _LAUNCHES_S: Final = 2e-3
@@ -52,38 +53,37 @@ class ChunkShape:
     width: int
 
 
-def chunk_shape(layout: Layout, width: int, most_tokens: int) -> ChunkShape | None:
+def chunk_shape(layout: Layout, width: int, most_tokens: int, most_decodes: int) -> ChunkShape | None:
     """Return the smallest shape that holds a step; None if there is none: it runs uncaptured.
 
     Args:
         layout: the step.
         width: most pages of a row.
         most_tokens: of a captured step.
+        most_decodes: that any step has.
     """
     num_decodes = layout.num_decodes
     num_chunks = len(layout.context_lens) - num_decodes
-    decodes = _padded_decodes(num_decodes)
-    tokens = next((size for size in _TOKENS if size >= max(len(layout.positions), decodes)), None)
+    decodes = min(_padded_decodes(num_decodes), most_decodes)
+    tokens = _padded_tokens(max(len(layout.positions), decodes))
     if not 0 < num_chunks <= MAX_CHUNKS or tokens is None or tokens > most_tokens:
         return None
     return ChunkShape(tokens, decodes, width)
 
 
-def usual_chunk_shapes(most_tokens: int, most_decodes: int, width: int) -> list[ChunkShape]:
+def usual_chunk_shapes(width: int, most_tokens: int, most_decodes: int, step_tokens: int) -> list[ChunkShape]:
     """Return the shapes to prepare before they are needed, last one first: its temporary tensors make room for the others'.
 
     Args:
-        most_tokens: of a captured step.
-        most_decodes: sequences that usually decode at once.
         width: most pages of a row.
+        most_tokens: of a captured step.
+        most_decodes: that any step has; unusually many are left out.
+        step_tokens: most tokens of any step.
     """
-    decodes = [size for size in _DECODES if size <= _padded_decodes(most_decodes)]
+    largest = min(most_tokens, _padded_tokens(step_tokens) or most_tokens)
+    decodes = sorted({min(size, most_decodes) for size in _DECODES if size <= _USUAL_DECODES})
     return [
-        ChunkShape(tokens, size, width)
-        for tokens in _TOKENS
-        if tokens <= most_tokens
-        for size in decodes
-        if size <= tokens
+        ChunkShape(tokens, size, width) for tokens in _TOKENS if tokens <= largest for size in decodes if size <= tokens
     ]
 
 
@@ -104,6 +104,9 @@ class ChunkStep:
         state: the slots that rows refer to.
         shape: its size; smaller steps are padded.
         buffer: uint8 on the device, where its columns are uploaded to: the first of their step.
+
+    Attributes:
+        is_tried: whether it has been captured, or at least tried to be.
     """
 
     def __init__(self, decoder: Decoder, state: SlotState, shape: ChunkShape, buffer: torch.Tensor) -> None:
@@ -115,6 +118,7 @@ class ChunkStep:
         upload.send()
         self._outputs: tuple[torch.Tensor, torch.Tensor] | None = None
         self._graph: torch.cuda.CUDAGraph | None = None
+        self.is_tried = False
 
     @property
     def token_ids(self) -> torch.Tensor:
@@ -123,6 +127,7 @@ class ChunkStep:
 
     def capture(self, pool: Any) -> None:
         """Capture the step on the current stream; its temporary tensors come from a pool that graphs share."""
+        self.is_tried = True
         self._compute()  # compiles what must not be compiled in a capture
         torch.cuda.current_stream().synchronize()
         graph = torch.cuda.CUDAGraph()
@@ -145,10 +150,9 @@ class ChunkStep:
         Returns:
             Of the sampling tokens and padding: the last layer's queries [B, H * D], and the residual stream [B, hidden].
         """
-        if self._graph is None:
+        if self._graph is None or self._outputs is None:
             return self._compute()
         self._graph.replay()
-        assert self._outputs is not None  # noqa: S101 - set with the graph
         return self._outputs
 
     def _padded(self, layout: Layout, row_slots: Array) -> list[Array]:
@@ -186,6 +190,10 @@ class ChunkStep:
         )
         q, residual = self._decoder.body(inputs)
         return q.index_select(0, sample_tokens), residual.index_select(0, sample_tokens)
+
+
+def _padded_tokens(num_tokens: int) -> int | None:
+    return next((size for size in _TOKENS if size >= num_tokens), None)
 
 
 def _padded_decodes(num_decodes: int) -> int:

@@ -29,8 +29,8 @@ from octavo_engine.warm_up import chunk_plan, penalty_plan, warm_up_plans
 _LEAST_WIDTH_TOKENS: Final = 1024
 _WARM_SIZES: Final = (100, 500, 1000, 1 << 30)  # tokens of a chunk; the last stands for the largest
 _WARM_WIDTHS: Final = 3  # of block tables: contexts up to 4096 tokens
-_LEAST_CHUNK_WIDTH_TOKENS: Final = 4096  # of a step with chunks, where wide tables cost little beside the chunks
-_WARM_DECODES: Final = 256  # beside chunks
+# Of steps with chunks. Twice as wide, and an exact step pays for the chunks of context that its decodes do not have.
+_CHUNK_WIDTHS_TOKENS: Final = (4096, 2048)
 _WORDS_PER_ROW: Final = 320  # most of them for banned ids
 _WORDS_PER_TOKEN: Final = 16
 
@@ -77,12 +77,11 @@ class PipelinedRunner:
         self._steps: dict[Shape, DecodeStep] = {}
         self._chunk_steps: dict[ChunkShape, ChunkStep] = {}
         self._most_captured = most_captured_tokens(decoder.config)
-        self._met: set[ChunkShape] = set()  # sizes of steps with chunks that came once
+        self._most_decodes = padded_size(max_sequences)
         self._to_prepare: list[Shape | ChunkShape | int] = []
         if self._is_captured:
-            self._to_prepare += usual_chunk_shapes(
-                min(self._most_captured, max_step_tokens), min(max_sequences, _WARM_DECODES), self._chunk_width(1)
-            )
+            for width in dict.fromkeys(map(self._chunk_width, _CHUNK_WIDTHS_TOKENS)):
+                self._to_prepare += usual_chunk_shapes(width, self._most_captured, self._most_decodes, max_step_tokens)
             self._to_prepare += self._usual_shapes(max_sequences, max_len)
             self._to_prepare += (size for size in ops.usual_sizes(self._most_tokens) if size > self._most_captured)
         self._finder = SharedFinder(decoder.config, page_size)
@@ -141,7 +140,9 @@ class PipelinedRunner:
             if isinstance(usual, Shape):
                 self._step_of(usual)
             elif isinstance(usual, ChunkShape):
-                self._chunk_step_of(usual)
+                step = self._chunk_step_of(usual)
+                if not step.is_tried:
+                    step.capture(self._pool)
             else:
                 self._load_kernels(usual)
 
@@ -214,24 +215,26 @@ class PipelinedRunner:
         return self._decoder.finish(batch, q[:count], residual[:count]) if count else None
 
     def _chunk_step_for(self, layout: Layout) -> ChunkStep | None:
-        """Return the step to run a layout in; None: uncaptured, for it is too large, or of an unusual size met for the first time."""
+        """Return the step to run a layout in, captured when it is asked for a second time; None: it is too large for one."""
         width = self._chunk_width(int(layout.context_lens.max()))
-        shape = chunk_shape(layout, width, self._most_captured)
-        if shape is None or shape in self._chunk_steps or not self._is_captured or shape in self._met:
-            return None if shape is None else self._chunk_step_of(shape)
-        self._met.add(shape)
-        return None
+        shape = chunk_shape(layout, width, self._most_captured, self._most_decodes)
+        if shape is None:
+            return None
+        if shape not in self._chunk_steps:
+            return self._chunk_step_of(shape)
+        step = self._chunk_steps[shape]
+        if self._is_captured and not step.is_tried:
+            step.capture(self._pool)
+        return step
 
     def _chunk_step_of(self, shape: ChunkShape) -> ChunkStep:
         step = self._chunk_steps.get(shape)
         if step is None:
             step = self._chunk_steps[shape] = ChunkStep(self._decoder, self._state, shape, self._buffer)
-            if self._is_captured:
-                step.capture(self._pool)
         return step
 
     def _chunk_width(self, num_tokens: int) -> int:
-        return self._width_for(max(num_tokens, _LEAST_CHUNK_WIDTH_TOKENS))
+        return self._width_for(max(num_tokens, _CHUNK_WIDTHS_TOKENS[-1]))
 
     def _send_tables(self, rows: list[Row] | tuple[Row, ...], tables: torch.Tensor, upload: Upload) -> None:
         """Send what was put so far, and let the device's state have the rows' tables."""

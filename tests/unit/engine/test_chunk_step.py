@@ -41,7 +41,7 @@ def layout_of(num_decodes: int, *chunks: int) -> Layout:
 def test_the_smallest_shape_that_holds_a_step(
     num_decodes: int, chunks: tuple[int, ...], tokens: int, decodes: int
 ) -> None:
-    shape = chunk_shape(layout_of(num_decodes, *chunks), WIDTH, 4096)
+    shape = chunk_shape(layout_of(num_decodes, *chunks), WIDTH, 4096, 1024)
     assert shape is not None
     assert (shape.tokens, shape.decodes, shape.width) == (tokens, decodes, WIDTH)
 
@@ -50,18 +50,19 @@ def test_the_smallest_shape_that_holds_a_step(
     ("num_decodes", "chunks"), [(5, ()), (0, (2,) * (MAX_CHUNKS + 1)), (0, (1025,)), (9, (1016, 3))]
 )
 def test_steps_without_chunks_or_with_too_much_have_none(num_decodes: int, chunks: tuple[int, ...]) -> None:
-    assert chunk_shape(layout_of(num_decodes, *chunks), WIDTH, 1024) is None
+    assert chunk_shape(layout_of(num_decodes, *chunks), WIDTH, 1024, 48) is None
 
 
 def test_usual_shapes_are_those_that_steps_ask_for() -> None:
-    shapes = usual_chunk_shapes(1024, 64, WIDTH)
+    shapes = usual_chunk_shapes(WIDTH, 1024, 48, 8192)
     asked = {
-        chunk_shape(layout_of(decodes, tokens - decodes), WIDTH, 1024)
-        for decodes in (0, 1, 16, 17, 64)
+        chunk_shape(layout_of(decodes, tokens - decodes), WIDTH, 1024, 48)
+        for decodes in (0, 1, 16, 17, 48)
         for tokens in range(66, 1025, 2)
     }
     assert asked <= set(shapes)
     assert shapes[-1].tokens == 1024, "the largest one is prepared first"
+    assert usual_chunk_shapes(WIDTH, 1024, 48, 300)[-1].tokens == 384
 
 
 def test_large_models_hide_the_launches_of_fewer_tokens() -> None:

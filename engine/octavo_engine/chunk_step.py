@@ -110,12 +110,9 @@ class ChunkStep:
     """
 
     def __init__(self, decoder: Decoder, state: SlotState, shape: ChunkShape, buffer: torch.Tensor) -> None:
-        self._decoder, self._state = decoder, state
+        self._decoder, self._state, self._buffer = decoder, state, buffer
         self.shape = shape
-        upload = Upload(buffer)
-        # Padding throughout: a first run, which compiles kernels, must change nobody's state.
-        self._columns = [upload.put(column) for column in self._padded(_nothing(), np.zeros(0, dtype=np.int64))]
-        upload.send()
+        self._columns = self._send_padding()
         self._outputs: tuple[torch.Tensor, torch.Tensor] | None = None
         self._graph: torch.cuda.CUDAGraph | None = None
         self.is_tried = False
@@ -128,7 +125,7 @@ class ChunkStep:
     def capture(self, pool: Any) -> None:
         """Capture the step on the current stream; its temporary tensors come from a pool that graphs share."""
         self.is_tried = True
-        self._compute()  # compiles what must not be compiled in a capture
+        self.rehearse()  # compiles what must not be compiled in a capture
         torch.cuda.current_stream().synchronize()
         graph = torch.cuda.CUDAGraph()
         graph.capture_begin(pool=pool)
@@ -137,6 +134,11 @@ class ChunkStep:
         finally:
             graph.capture_end()
         self._graph = graph
+
+    def rehearse(self) -> None:
+        """Run a step of padding: it changes nobody's state."""
+        self._send_padding()
+        self._compute()
 
     def put(self, layout: Layout, rows: Sequence[Row], upload: Upload) -> None:
         """Put a step's columns: the first ones of its upload."""
@@ -154,6 +156,13 @@ class ChunkStep:
             return self._compute()
         self._graph.replay()
         return self._outputs
+
+    def _send_padding(self) -> list[torch.Tensor]:
+        """Upload the columns of a step without rows, in place of whatever step used the buffer last; return them."""
+        upload = Upload(self._buffer)
+        columns = [upload.put(column) for column in self._padded(_nothing(), np.zeros(0, dtype=np.int64))]
+        upload.send()
+        return columns
 
     def _padded(self, layout: Layout, row_slots: Array) -> list[Array]:
         tokens, decodes = self.shape.tokens, self.shape.decodes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import pytest
@@ -114,16 +114,20 @@ def warmed(octavo: OfflineEngine) -> Any:
     return runner
 
 
-def test_captured_steps_with_chunks_give_the_bits_of_uncaptured_ones(tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_idle_first", [True, False], ids=["while idle", "when they come again"])
+def test_captured_steps_with_chunks_give_the_bits_of_uncaptured_ones(is_idle_first: bool, tmp_path: Path) -> None:
     write_model(tmp_path, "qwen3")
     settings = {"device": "cuda", "dtype": "bfloat16", "numerics": "exact", "max_sequences": 40, "max_step_tokens": 300}
     captured, uncaptured = engine(tmp_path, **settings), engine(tmp_path, **settings)
-    assert len(warmed(captured)._chunk_steps) > 4
+    if is_idle_first:
+        warmed(captured)
     runner: Any = uncaptured._runner
     runner._most_captured = 0
     runner._chunk_steps.clear()
     outputs = [octavo.generate(mixed_requests(60)) for octavo in (captured, uncaptured)]
     assert not runner._chunk_steps
+    steps = cast("Any", captured._runner)._chunk_steps.values()
+    assert sum(step._graph is not None for step in steps) > 3
     for at, output in outputs[0].items():
         assert (output.token_ids, output.logprobs) == (outputs[1][at].token_ids, outputs[1][at].logprobs), (
             f"request {at}"

@@ -2,28 +2,38 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import numpy as np
 import pytest
+import torch
 from octavo.random_model import SHAPES
-from octavo_engine.batch import Layout, lay_out
-from octavo_engine.chunk_step import MAX_CHUNKS, chunk_shape, most_captured_tokens, usual_chunk_shapes
+from octavo_engine.batch import Inputs, Layout, lay_out
+from octavo_engine.chunk_step import MAX_CHUNKS, ChunkStep, chunk_shape, most_captured_tokens, usual_chunk_shapes
 from octavo_engine.models.config import parse_config
+from octavo_engine.models.decoder import Decoder
 from octavo_engine.sequence import Request, Row, Sampling, Sequence, StepPlan
+from octavo_engine.slot_state import SlotState
+from octavo_engine.transfer import Upload
 
 PAGE_SIZE = 16
 WIDTH = 256
 
 
-def layout_of(num_decodes: int, *chunks: int) -> Layout:
-    """Return the layout of a step of decodes behind 40 tokens, and of first chunks of so many tokens."""
+def rows_of(num_decodes: int, *chunks: int) -> list[Row]:
+    """Return the rows of a step of decodes behind 40 tokens, and of first chunks of so many tokens."""
     parts = [(40, 1)] * num_decodes + [(0, size) for size in chunks]
-    rows = [
+    return [
         Row(
             sequence=Sequence(request=Request(key=slot, prompt=[7], sampling=Sampling()), tokens=[7] * (start + size)),
             start=start, num_tokens=size, samples=True, output_position=0, block_table=(0,), slot=slot, generation=0,
         )
         for slot, (start, size) in enumerate(parts)
     ]  # fmt: skip
+
+
+def layout_of(num_decodes: int, *chunks: int) -> Layout:
+    rows = rows_of(num_decodes, *chunks)
     return lay_out(StepPlan(step_id=1, rows=tuple(rows)), PAGE_SIZE, np.zeros((len(rows), WIDTH), dtype=np.int32))
 
 
@@ -63,6 +73,54 @@ def test_usual_shapes_are_those_that_steps_ask_for() -> None:
     assert asked <= set(shapes)
     assert shapes[-1].tokens == 1024, "the largest one is prepared first"
     assert usual_chunk_shapes(WIDTH, 1024, 48, 300)[-1].tokens == 384
+
+
+class Recorder:
+    """A decoder that keeps what it was given."""
+
+    def __init__(self) -> None:
+        self.inputs: list[list[list[int]]] = []
+
+    def body(self, inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
+        assert inputs.chunks is not None
+        columns = (inputs.token_ids, inputs.slots, inputs.context_lens, inputs.chunks.context_lens)
+        self.inputs.append([column.tolist() for column in columns])
+        return inputs.token_ids[:, None], inputs.positions[:, None]
+
+
+def a_step(decoder: Recorder, layout: Layout, buffer: torch.Tensor) -> ChunkStep:
+    shape = chunk_shape(layout, WIDTH, 4096, 64)
+    assert shape is not None
+    state = SlotState(num_slots=64, max_pages=WIDTH, page_size=PAGE_SIZE, vocab_size=9, device=buffer.device)
+    return ChunkStep(cast("Decoder", decoder), state, shape, buffer)
+
+
+def test_a_step_is_padded_with_rows_that_change_nothing() -> None:
+    decoder, layout, buffer = Recorder(), layout_of(3, 20, 30), torch.zeros(1 << 16, dtype=torch.uint8)
+    step = a_step(decoder, layout, buffer)
+    upload = Upload(buffer)
+    step.put(layout, rows_of(3, 20, 30), upload)
+    upload.send()
+    q, positions = step.run()
+    token_ids, slots, decode_lens, chunk_lens = decoder.inputs[0]
+    assert token_ids == [7] * 53 + [0] * 11
+    assert slots[53:] == [-1] * 11
+    assert decode_lens == [41] * 3 + [-1] * 13
+    assert chunk_lens == [20, 30] + [0] * (MAX_CHUNKS - 1)
+    assert q[:5].flatten().tolist() == [7] * 5
+    assert positions[:5].flatten().tolist() == [40, 40, 40, 19, 29]
+
+
+def test_a_rehearsal_knows_nothing_of_the_step_before() -> None:
+    """The buffer holds the columns of whatever step was uploaded last, of any size."""
+    decoder, layout, buffer = Recorder(), layout_of(3, 20, 30), torch.zeros(1 << 16, dtype=torch.uint8)
+    step = a_step(decoder, layout, buffer)
+    buffer.fill_(77)
+    step.rehearse()
+    token_ids, slots, decode_lens, chunk_lens = decoder.inputs[0]
+    assert set(token_ids) == {0}
+    assert set(slots) == set(decode_lens) == {-1}
+    assert set(chunk_lens) == {0}
 
 
 def test_large_models_hide_the_launches_of_fewer_tokens() -> None:

@@ -35,6 +35,11 @@ class OfflineEngine:
         self.scheduler = scheduler_of(config, loaded.facts)
         self._runner = loaded.runner
 
+    def prepare(self) -> None:
+        """Prepare steps of every usual size, as an engine process does while it is idle."""
+        while not self._runner.is_warm:
+            self._runner.warm_next()
+
     def generate(
         self,
         requests: Sequence[messages.Submit],

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from octavo.random_model import write_random_model
@@ -39,6 +40,34 @@ def test_every_workload_gives_its_metric(runs: OfflineRuns, name: str, metric: s
     assert measured == metric
     assert 1 <= len(values) <= 3
     assert all(value > 0 for value in values)
+
+
+class Unprepared:
+    """A runner that still has two steps to prepare."""
+
+    def __init__(self, runner: Any) -> None:
+        self._runner = runner
+        self.num_left = 2
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._runner, name)
+
+    @property
+    def is_warm(self) -> bool:
+        return self.num_left == 0
+
+    def warm_next(self) -> None:
+        self.num_left -= 1
+
+
+def test_steps_are_prepared_before_all_but_a_start_is_measured(model: Path) -> None:
+    octavo = engine(model)
+    octavo._runner = runner = Unprepared(octavo._runner)
+    runs = OfflineRuns(octavo)
+    runs.measure(parse("start"))
+    assert runner.num_left == 2
+    runs.measure(parse("single_stream:20:2"))
+    assert runner.num_left == 0
 
 
 def test_a_request_that_the_engine_refuses_is_no_result(runs: OfflineRuns) -> None:

@@ -15,8 +15,16 @@ Array = np.ndarray[Any, Any]
 Put = Callable[[Array], torch.Tensor]
 """Brings an array to the device. The array is a fresh one, and nobody changes it later."""
 
+TABLE_STEP = 16
+"""Block tables are multiples of so many entries wide: kernels are compiled for strides that 16 divides."""
+
 UNKNOWN_TOKEN = -1
 """Stands in `token_ids` for a token that the host has not read yet."""
+
+
+def widest_table(max_len: int, page_size: int) -> int:
+    """Return the pages of the widest block table: that of a sequence of `max_len` tokens."""
+    return -(-max_len // (TABLE_STEP * page_size)) * TABLE_STEP
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,9 +69,9 @@ class Inputs:
         positions: [T] int64.
         slots: [T] int64, page * page_size + offset; -1 for padding.
         row_of_token: [T] int32, index of the token's row; None in a captured step, whose kernels do not ask.
-        context_lens: [S] int32, tokens with keys after this step; 0 for padding, -1 if the chunks' tokens stand where the
-            padding's would. Leading ones are the decodes'.
-        block_tables: [S, max_pages] int32, padded with page 0 beyond a sequence's pages.
+        context_lens: [S] int32, tokens with keys after this step; 0 for padding; -1 for padding beside a chunk, whose tokens
+            have the padding's rows of the output. A captured step has those of its decodes alone.
+        block_tables: [S, max_pages] int32, likewise; padded with page 0 beyond a sequence's pages.
         num_decodes: leading rows with one token.
         chunks: the other rows, if any.
         max_query_len: most tokens in a row, or a bound of it.
@@ -178,7 +186,7 @@ def lay_out(plan: StepPlan, page_size: int, tables: Array) -> Layout:
 
 
 def build_batch(plan: StepPlan, page_size: int, tables: Array, put: Put = torch.from_numpy) -> Batch:
-    """Return `batch_of` what `lay_out` gives."""
+    """Lay a plan out (see `lay_out`) and bring all of it to the device."""
     return batch_of(lay_out(plan, page_size, tables), put)
 
 
@@ -193,6 +201,7 @@ def batch_of(layout: Layout, put: Put) -> Batch:
             context_lens=put(context_lens[num_decodes:]),
             block_tables=put(tables[num_decodes:]),
         )
+    columns = _sampling_columns(layout, put)
     samples_few = 0 < len(layout.samplers) < len(layout.positions)
     return Batch(
         token_ids=put(layout.token_ids),
@@ -205,13 +214,13 @@ def batch_of(layout: Layout, put: Put) -> Batch:
         chunks=chunks,
         max_query_len=int(counts.max()),
         sample_tokens=put(layout.sample_tokens),
-        last=sampling_rows(layout, put) if samples_few else None,
-        **_sampling_columns(layout, put),
+        last=sampling_rows(layout, put, columns) if samples_few else None,
+        **columns,
     )
 
 
-def sampling_rows(layout: Layout, put: Put) -> Batch:
-    """Bring the sampling tokens to the device, each as a row of its own that decodes. There must be some."""
+def sampling_rows(layout: Layout, put: Put, columns: dict[str, Any] | None = None) -> Batch:
+    """Bring the sampling tokens to the device, each as a row of its own that decodes."""
     tokens, rows, count = layout.sample_tokens, list(layout.samplers), len(layout.samplers)
     return Batch(
         token_ids=put(layout.token_ids[tokens]),
@@ -224,7 +233,7 @@ def sampling_rows(layout: Layout, put: Put) -> Batch:
         chunks=None,
         max_query_len=1,
         sample_tokens=put(np.arange(count, dtype=np.int64)),
-        **_sampling_columns(layout, put),
+        **(_sampling_columns(layout, put) if columns is None else columns),
     )
 
 

@@ -7,8 +7,8 @@ The duration of a step is modelled as
 with coefficients fitted to observed steps, old ones fading away. What counts is the error relative to a step's duration:
 else a single step that took seconds (it compiled a kernel) would outweigh hundreds of good ones.
 
-While sequences decode, a step takes as many prefill tokens as keep t within the target for the gap between two tokens, or as
-take so many times as long as the decodes; otherwise, and before the fit is of use, as many as the limit allows. Prefill always gets a minimum,
+While sequences decode, a step takes as many prefill tokens as keep t within the target for the gap between two tokens, and
+where decodes leave little of it, as many as take a set multiple of their time; otherwise, and before the fit is of use, as many as the limit allows. Prefill always gets a minimum,
 so that a tight target slows it down and never stops it.
 """
 
@@ -35,13 +35,14 @@ class StepBudget:
 
     Args:
         max_step_tokens: most tokens computed in one step.
-        itl_target_s: longest step, in seconds, that prefill may cause while sequences decode; None means no target.
+        itl_target_s: seconds that a step with prefill aims at while sequences decode; None means no target. Decodes that
+            take more than a part of it by themselves make it longer, see `prefill_share`.
         min_chunk: prefill tokens that a step may always take, within `max_step_tokens`.
-        enough_tokens: with a target, most tokens of a step that also decodes: more of them would compute no faster, and
-            make others wait; None means no such limit.
+        enough_tokens: with a target, most tokens of a step that also decodes, but for rounding: more of them would compute
+            no faster, and make others wait. Prefill gets half of them at least. None means no such limit.
         granule: with a target, a step that also decodes is rounded to a multiple of so many tokens: a device that
             computes in tiles takes as long for a part of a tile as for a whole one.
-        prefill_share: where decodes come near the target or miss it, prefill may take so many times as long as they do.
+        prefill_share: however near decodes come to the target, prefill may take so many times as long as they do.
     """
 
     def __init__(
@@ -105,10 +106,10 @@ class StepBudget:
         if self._itl_target_s is None or num_decodes == 0 or prefill_rate == 0.0:
             return hard_room
         decode_s = self._predict(0, num_decodes)
-        # Where decodes alone come near the target or miss it, prefill gets its share all the same: prompts are not fed in
-        # crumbs that cost the machine its rate.
+        # Prompts are not fed in crumbs, which would cost the machine its rate and all the others their turn.
         spare_s = max(self._itl_target_s - decode_s, self._prefill_share * decode_s)
-        room = min(self._enough_tokens - num_decodes, int(spare_s * prefill_rate))
+        enough = max(self._enough_tokens - num_decodes, self._enough_tokens // 2)
+        room = min(enough, int(spare_s * prefill_rate))
         whole = round((room + num_decodes) / self._granule) * self._granule - num_decodes
         return min(hard_room, max(self.min_chunk, whole if whole > 0 else room))
 

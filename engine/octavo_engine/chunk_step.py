@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from octavo_engine.batch import Array, Chunks, Inputs, Layout
+from octavo_engine.graph import captured
 from octavo_engine.models.config import ModelConfig
 from octavo_engine.models.decoder import Decoder
 from octavo_engine.sequence import Row
@@ -32,10 +33,10 @@ _TOKENS: Final = (
 _DECODES: Final = (0, 16, 64, 128, 256, 512)
 _DECODES_STEP: Final = 256  # beyond the last of them
 _USUAL_DECODES: Final = 256
-# A layer's launches take a slow host this long. Where the device needs longer for a layer, launches hide behind it, and
+# A layer's launches take a slow host half as long. Where the device needs longer for a layer, launches hide behind it, and
 # padding would cost more than they do.
-_LAUNCHES_S: Final = 2e-3
-_FLOP_S: Final = 600e12
+_LAYER_S: Final = 2e-3
+_FLOP_S: Final = 600e12  # of an H100 or H200 in products of many rows; a slower device hides launches earlier still
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +73,9 @@ def chunk_shape(layout: Layout, width: int, most_tokens: int, most_decodes: int)
 
 
 def usual_chunk_shapes(width: int, most_tokens: int, most_decodes: int, step_tokens: int) -> list[ChunkShape]:
-    """Return the shapes to prepare before they are needed, last one first: its temporary tensors make room for the others'.
+    """Return the shapes to prepare before they are needed.
+
+    The largest is last, to be prepared first: its temporary tensors make room for those of the others.
 
     Args:
         width: most pages of a row.
@@ -93,7 +96,7 @@ def most_captured_tokens(config: ModelConfig) -> int:
     weights = config.hidden_size * (
         2 * heads + 2 * config.num_kv_heads * config.head_dim + 3 * config.intermediate_size
     )
-    return int(_LAUNCHES_S * _FLOP_S / (2 * weights))
+    return int(_LAYER_S * _FLOP_S / (2 * weights))
 
 
 class ChunkStep:
@@ -106,7 +109,7 @@ class ChunkStep:
         buffer: uint8 on the device, where its columns are uploaded to: the first of their step.
 
     Attributes:
-        is_tried: whether it has been captured, or at least tried to be.
+        is_tried: whether it was captured, or failed to be: one that did not fit into memory runs as it is.
     """
 
     def __init__(self, decoder: Decoder, state: SlotState, shape: ChunkShape, buffer: torch.Tensor) -> None:
@@ -118,6 +121,11 @@ class ChunkStep:
         self.is_tried = False
 
     @property
+    def is_captured(self) -> bool:
+        """Whether it replays a graph."""
+        return self._graph is not None
+
+    @property
     def token_ids(self) -> torch.Tensor:
         """[tokens] int64 on the device: where tokens that the host has not read are filled in before the step runs."""
         return self._columns[0]
@@ -126,14 +134,7 @@ class ChunkStep:
         """Capture the step on the current stream; its temporary tensors come from a pool that graphs share."""
         self.is_tried = True
         self.rehearse()  # compiles what must not be compiled in a capture
-        torch.cuda.current_stream().synchronize()
-        graph = torch.cuda.CUDAGraph()
-        graph.capture_begin(pool=pool)
-        try:
-            self._outputs = self._compute()
-        finally:
-            graph.capture_end()
-        self._graph = graph
+        self._graph, self._outputs = captured(self._compute, pool)
 
     def rehearse(self) -> None:
         """Run a step of padding: it changes nobody's state."""

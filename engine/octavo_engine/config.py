@@ -13,6 +13,7 @@ from pydantic import ByteSize, Field, model_validator
 from octavo_engine.budget import StepBudget
 
 _GPU_GRANULE: Final = 256  # two row tiles of the matrix products
+# Llama-8B with 256 sequences: a whole prompt of 1024 tokens fits into each step, or the prompts could not keep up.
 _GPU_PREFILL_SHARE: Final = 2.0
 
 
@@ -73,7 +74,7 @@ class EngineConfig(Settings):
         None,
         ge=0,
         le=60_000,
-        description="gap between tokens that prefill may stretch a step to; 0: no target; default: 30 on a GPU, 250 on a CPU",
+        description="gap between tokens that steps with prompts aim at; many decodes make it longer; 0: no target; default: 30 on a GPU, 250 on a CPU",
     )
     watermark: float = Field(0.03, ge=0, le=0.9, description="share of pages kept free at admission")
     prefix_caching: bool = Field(True, description="reuse the pages of equal prefixes between requests")

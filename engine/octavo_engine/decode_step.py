@@ -14,6 +14,7 @@ from octavo_kernels.step_inputs import ROW_WORDS, ban_tokens, decode_inputs
 
 from octavo_engine.backends.ops import Ops
 from octavo_engine.batch import UNKNOWN_TOKEN, Array, Batch, Penalties
+from octavo_engine.graph import captured
 from octavo_engine.models.decoder import Decoder
 from octavo_engine.sequence import Row
 from octavo_engine.shared_prefixes import SharedPrefixes, num_words
@@ -97,14 +98,7 @@ class DecodeStep:
     def capture(self, pool: Any) -> None:
         """Capture the step on the current stream; its temporary tensors come from a pool that graphs share."""
         self._compute()  # compiles what must not be compiled in a capture
-        torch.cuda.current_stream().synchronize()
-        graph = torch.cuda.CUDAGraph()
-        graph.capture_begin(pool=pool)
-        try:
-            self._compute()
-        finally:
-            graph.capture_end()
-        self._graph = graph
+        self._graph, _ = captured(self._compute, pool)
 
     def launch(self, rows: Sequence[Row], tiles: Sequence[SharedTile] = ()) -> Download:
         """Queue the step for rows that the state has met, with the prefixes that they share."""

@@ -1,7 +1,7 @@
 """Runs plans on a GPU one step ahead: a step is queued while the one before computes, and reads its tokens by slot.
 
-Steps of decodes alone replay a CUDA graph, captured when its size is first asked for. So do the layers of steps with
-prefill chunks, unless they have so many tokens that launches hide behind them.
+Steps of decodes alone replay a CUDA graph; so do the layers of steps with prefill chunks, unless they have so many tokens
+that launches hide behind them. Graphs are captured while the engine is idle, or when a size is asked for.
 """
 
 from __future__ import annotations
@@ -16,23 +16,22 @@ import torch
 from octavo_kernels.step_inputs import ban_tokens
 
 from octavo_engine.backends.ops import Ops
-from octavo_engine.batch import Array, Batch, Layout, batch_of, build_batch, lay_out, sampling_rows
-from octavo_engine.chunk_step import ChunkShape, ChunkStep, chunk_shape, most_captured_tokens, usual_chunk_shapes
-from octavo_engine.decode_step import MAX_BANS, DecodeStep, Shape, padded_size, step_sizes
+from octavo_engine.batch import Array, Batch, batch_of, lay_out, sampling_rows, widest_table
+from octavo_engine.chunk_step import ChunkStep
+from octavo_engine.decode_step import MAX_BANS
 from octavo_engine.models.decoder import Decoder
+from octavo_engine.prepared_steps import PreparedSteps
 from octavo_engine.sequence import Row, Sampled, StepPlan
 from octavo_engine.shared_prefixes import SharedFinder
-from octavo_engine.slot_state import WIDTH_STEP, SlotState
+from octavo_engine.slot_state import SlotState
 from octavo_engine.transfer import Download, Upload
 from octavo_engine.warm_up import chunk_plan, penalty_plan, warm_up_plans
 
-_LEAST_WIDTH_TOKENS: Final = 1024
 _WARM_SIZES: Final = (100, 500, 1000, 1 << 30)  # tokens of a chunk; the last stands for the largest
-_WARM_WIDTHS: Final = 3  # of block tables: contexts up to 4096 tokens
-# Of steps with chunks. Twice as wide, and an exact step pays for the chunks of context that its decodes do not have.
-_CHUNK_WIDTHS_TOKENS: Final = (4096, 2048)
+# Words of the buffer that a step's columns are uploaded to; a step with chunks is padded, up to twice its tokens.
 _WORDS_PER_ROW: Final = 320  # most of them for banned ids
 _WORDS_PER_TOKEN: Final = 16
+_WORDS_MORE: Final = 4096  # what padding to the smallest sizes takes
 
 
 class _NoTokens:
@@ -52,6 +51,9 @@ class PipelinedRunner:
         max_len: most tokens of a sequence.
         max_step_tokens: most tokens of a step.
         device: where it runs; without a GPU (Triton's interpreter, in tests) nothing is captured.
+
+    Attributes:
+        prepared: the steps that it replays.
     """
 
     depth = 2
@@ -70,31 +72,30 @@ class PipelinedRunner:
         self._decoder, self._ops = decoder, ops
         self._page_size = page_size
         self._most_tokens = min(max_step_tokens, max_len)
-        self._max_pages = -(-max_len // (WIDTH_STEP * page_size)) * WIDTH_STEP
         self._is_captured = device.type == "cuda"
         self._stream = torch.cuda.Stream(device) if self._is_captured else None  # type: ignore[no-untyped-call]
-        self._pool = torch.cuda.graph_pool_handle() if self._is_captured else None
-        self._steps: dict[Shape, DecodeStep] = {}
-        self._chunk_steps: dict[ChunkShape, ChunkStep] = {}
-        self._most_captured = most_captured_tokens(decoder.config)
-        self._most_decodes = padded_size(max_sequences)
-        self._to_prepare: list[Shape | ChunkShape | int] = []
-        if self._is_captured:
-            for width in dict.fromkeys(map(self._chunk_width, _CHUNK_WIDTHS_TOKENS)):
-                self._to_prepare += usual_chunk_shapes(width, self._most_captured, self._most_decodes, max_step_tokens)
-            self._to_prepare += self._usual_shapes(max_sequences, max_len)
-            self._to_prepare += (size for size in ops.usual_sizes(self._most_tokens) if size > self._most_captured)
         self._finder = SharedFinder(decoder.config, page_size)
+        max_pages = widest_table(max_len, page_size)
         with self._on_stream():
             self._state = SlotState(
                 num_slots=max_sequences,
-                max_pages=self._max_pages,
+                max_pages=max_pages,
                 page_size=page_size,
                 vocab_size=decoder.config.vocab_size,
                 device=device,
             )
-            words = max_step_tokens * _WORDS_PER_TOKEN + max_sequences * (3 * self._max_pages + _WORDS_PER_ROW) + 4096
+            words = max_step_tokens * _WORDS_PER_TOKEN + max_sequences * (3 * max_pages + _WORDS_PER_ROW) + _WORDS_MORE
             self._buffer = torch.empty(4 * words, dtype=torch.uint8, device=device)
+        self.prepared = PreparedSteps(
+            decoder,
+            ops,
+            self._state,
+            self._buffer,
+            max_sequences=max_sequences,
+            max_len=max_len,
+            max_step_tokens=max_step_tokens,
+            pool=torch.cuda.graph_pool_handle() if self._is_captured else None,
+        )
 
     @torch.inference_mode()
     def launch(self, plan: StepPlan) -> Download | _NoTokens:
@@ -130,39 +131,18 @@ class PipelinedRunner:
     @property
     def is_warm(self) -> bool:
         """Whether all usual steps are prepared; the first request to need another one waits for it."""
-        return not self._to_prepare
+        return self.prepared.is_complete
 
     @torch.inference_mode()
     def warm_next(self) -> None:
-        """Prepare one more size: capture a step of decodes, or load what a step of so many prompt tokens needs."""
-        usual = self._to_prepare.pop()
+        """Prepare steps of one more size."""
         with self._on_stream():
-            if isinstance(usual, Shape):
-                self._step_of(usual)
-            elif isinstance(usual, ChunkShape):
-                step = self._chunk_step_of(usual)
-                if not step.is_tried:
-                    step.capture(self._pool)
-            else:
-                self._load_kernels(usual)
+            self.prepared.prepare_next()
 
     def close(self) -> None:
         """Give memory back."""
-        self._steps.clear()
-        self._chunk_steps.clear()
+        self.prepared.close()
         self._ops.close()
-
-    def _load_kernels(self, num_tokens: int) -> None:
-        """Compute a chunk of so many tokens that nobody asked for, and write none of its keys and values."""
-        plan = chunk_plan(num_tokens, self._page_size)
-        upload = Upload(self._buffer)
-        num_pages = -(-len(plan.rows[0].block_table) // WIDTH_STEP) * WIDTH_STEP
-        tables = np.zeros((1, min(num_pages, self._max_pages)), dtype=np.int32)
-        batch = build_batch(plan, self._page_size, tables, upload.put)
-        upload.send()
-        logits = self._decoder.forward(dataclasses.replace(batch, slots=torch.full_like(batch.slots, -1)))
-        assert logits is not None  # noqa: S101 - its last token samples
-        self._ops.sample(logits, batch)
 
     def _launch_decodes(self, rows: tuple[Row, ...]) -> Download:
         late = [row for row in rows if self._state.lacks_pages(row)]
@@ -174,13 +154,13 @@ class PipelinedRunner:
             self._state.note_decode(row)
         tiles = self._finder.find(rows)
         penalizes = self._state.penalties.concern(rows)
-        return self._step_for(rows, shares=bool(tiles), penalizes=penalizes).launch(rows, tiles)
+        return self.prepared.decode_step(rows, shares=bool(tiles), penalizes=penalizes).launch(rows, tiles)
 
     def _launch_mixed(self, plan: StepPlan) -> Download | _NoTokens:
         rows, state = plan.rows, self._state
         upload = Upload(self._buffer)
         layout = lay_out(plan, self._page_size, state.block_tables(rows))
-        step = self._chunk_step_for(layout)
+        step = self.prepared.chunk_step(layout)
         if step is None:
             whole = batch_of(layout, upload.put)
             token_ids, tables, batch = whole.token_ids, whole.block_tables, whole
@@ -214,61 +194,11 @@ class PipelinedRunner:
         count = batch.num_decodes
         return self._decoder.finish(batch, q[:count], residual[:count]) if count else None
 
-    def _chunk_step_for(self, layout: Layout) -> ChunkStep | None:
-        """Return the step to run a layout in, captured when it is asked for a second time; None: it is too large for one."""
-        width = self._chunk_width(int(layout.context_lens.max()))
-        shape = chunk_shape(layout, width, self._most_captured, self._most_decodes)
-        if shape is None:
-            return None
-        if shape not in self._chunk_steps:
-            return self._chunk_step_of(shape)
-        step = self._chunk_steps[shape]
-        if self._is_captured and not step.is_tried:
-            step.capture(self._pool)
-        return step
-
-    def _chunk_step_of(self, shape: ChunkShape) -> ChunkStep:
-        step = self._chunk_steps.get(shape)
-        if step is None:
-            step = self._chunk_steps[shape] = ChunkStep(self._decoder, self._state, shape, self._buffer)
-        return step
-
-    def _chunk_width(self, num_tokens: int) -> int:
-        return self._width_for(max(num_tokens, _CHUNK_WIDTHS_TOKENS[-1]))
-
     def _send_tables(self, rows: list[Row] | tuple[Row, ...], tables: torch.Tensor, upload: Upload) -> None:
         """Send what was put so far, and let the device's state have the rows' tables."""
         slots = upload.put(_column(row.slot for row in rows))
         upload.send()
         self._state.write_tables(rows, slots, tables)
-
-    def _step_for(self, rows: tuple[Row, ...], *, shares: bool, penalizes: bool) -> DecodeStep:
-        width = self._width_for(max(row.start for row in rows) + 1)
-        return self._step_of(Shape(padded_size(len(rows)), width, shares, penalizes))
-
-    def _step_of(self, shape: Shape) -> DecodeStep:
-        step = self._steps.get(shape)
-        if step is None:
-            step = self._steps[shape] = DecodeStep(self._decoder, self._ops, self._state, shape)
-            if self._is_captured:
-                step.capture(self._pool)
-        return step
-
-    def _width_for(self, num_tokens: int) -> int:
-        """Return the pages of a block table that holds so many tokens, rounded up to few different widths."""
-        tokens = _LEAST_WIDTH_TOKENS
-        while tokens < num_tokens:
-            tokens *= 2
-        return min(-(-tokens // self._page_size), self._max_pages)
-
-    def _usual_shapes(self, max_sequences: int, max_len: int) -> list[Shape]:
-        """Return what `warm_next` captures, last one first.
-
-        Of one width the largest comes first: its temporary tensors make room for those of the others.
-        """
-        lengths = [_LEAST_WIDTH_TOKENS << power for power in range(_WARM_WIDTHS)]
-        widths = sorted({self._width_for(min(length, max_len)) for length in lengths}, reverse=True)
-        return [Shape(size, width) for width in widths for size in step_sizes(max_sequences)]
 
     def _on_stream(self) -> AbstractContextManager[object]:
         return nullcontext() if self._stream is None else torch.cuda.stream(self._stream)

@@ -8,17 +8,13 @@ A slot's occupant is known by its generation: another value, and everything abou
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
 
 import numpy as np
 import torch
 
-from octavo_engine.batch import Array, signed
+from octavo_engine.batch import TABLE_STEP, Array, signed
 from octavo_engine.penalties import SlotPenalties
 from octavo_engine.sequence import Row
-
-WIDTH_STEP: Final = 16
-"""Block tables are multiples of so many entries wide: kernels are compiled for strides that 16 divides."""
 
 
 class SlotState:
@@ -80,7 +76,7 @@ class SlotState:
         """Return the rows' block tables [S, at least the most pages of one]; `meet` them first."""
         slots = [row.slot for row in rows]
         width = max(self._num_known[slot] for slot in slots)
-        width = min(-(-width // WIDTH_STEP) * WIDTH_STEP, self.max_pages)
+        width = min(-(-width // TABLE_STEP) * TABLE_STEP, self.max_pages)
         # Entries beyond what a slot knows may be a former occupant's: nothing reads them.
         return self._host_tables[slots, :width]
 

@@ -79,10 +79,12 @@ _PLAIN = ProductTile(rows=32, columns=32, depth=32, warps=4, stages=2, x_tma=Fal
 _OLDER = ProductTile(rows=64, columns=64, depth=32, warps=4, stages=3, x_tma=False, w_tma=False)
 
 
-_VOCABULARY = 1 << 15
-
 # More would be evicted from the L2 cache before it is used, or delay the loads that follow.
 _PREFETCH = 512
+
+
+# No projection of a usual model has so many columns, every vocabulary has.
+_VOCABULARY = 1 << 14
 
 
 def _few(rows: int, columns: int, depth: int, stages: int, *, swapped: bool = True) -> ProductTile:
@@ -170,8 +172,8 @@ def fast_tile(
         if gated:  # one kernel instead of two
             own = num_rows <= 256 or num_rows >= 1024
         else:
-            # A head over the vocabulary is as fast, and meets any number of rows: the library would load a kernel, tens of
-            # milliseconds, for many of them.
+            # A head over the vocabulary is as fast as the library's, and meets every number of rows, where the library
+            # would load another kernel for many of them, at tens of milliseconds each.
             own = num_rows <= 64 or (num_rows <= 256 and (num_columns <= 4096 or num_columns >= _VOCABULARY))
             own |= num_rows >= 4096 and 2048 <= num_columns <= 4096
     return exact_tile(arch, dtype, num_rows, num_columns, multiprocessors, gated=gated) if own else None

@@ -15,9 +15,16 @@ PENALTIES = {"frequency_penalty": 0.8, "presence_penalty": -0.2, "repetition_pen
 
 
 @pytest.mark.timeout(240)
-def test_triton_engine_gives_the_tokens_of_the_torch_engine(tmp_path: Path) -> None:
-    """Prefill in chunks mixed with decodes, a fork's copied page, greedy and seeded, penalties: a few tokens of a tiny Qwen3."""
-    write_model(tmp_path, "qwen3")
+@pytest.mark.parametrize(
+    ("name", "most_captured_tokens"),
+    [("qwen3", 4096), ("mistral-window", 0)],
+    ids=["Qwen3, padded steps", "Mistral, steps as they are"],
+)
+def test_triton_engine_gives_the_tokens_of_the_torch_engine(
+    name: str, most_captured_tokens: int, tmp_path: Path
+) -> None:
+    """Prefill in chunks mixed with decodes, a fork's copied page, greedy and seeded, penalties: a few tokens of tiny models."""
+    write_model(tmp_path, name)
     rng = random.Random(9)
     prompts = [[rng.randrange(3, VOCAB) for _ in range(length)] for length in (5, 33)]
     requests = [
@@ -26,7 +33,10 @@ def test_triton_engine_gives_the_tokens_of_the_torch_engine(tmp_path: Path) -> N
     ]
     settings = {"max_step_tokens": 35, "num_pages": 16, "max_model_len": 64, "max_sequences": 4}
     expected = engine(tmp_path, backend="torch", **settings).generate(requests)
-    outputs = engine(tmp_path, backend="triton", device="auto", **settings).generate(requests)
+    octavo = engine(tmp_path, backend="triton", device="auto", **settings)
+    runner: Any = octavo._runner
+    runner.prepared.most_captured_tokens = most_captured_tokens
+    outputs = octavo.generate(requests)
     assert {at: output.token_ids for at, output in outputs.items()} == {
         at: output.token_ids for at, output in expected.items()
     }
@@ -44,5 +54,5 @@ def test_loading_kernels_while_idle_writes_no_page(tmp_path: Path) -> None:
     before = pool.clone()
     assert before.count_nonzero() > 0
     with torch.inference_mode(), runner._on_stream():
-        runner._load_kernels(20)
+        runner.prepared.load_kernels(20)
     assert torch.equal(pool, before)

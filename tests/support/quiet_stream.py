@@ -17,6 +17,13 @@ async def quiet_stream_lasts(address: str) -> bool:
     async with grpc.aio.insecure_channel(address, options=_PINGS) as channel:
         stream = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
         assert isinstance(await stream.read(), health_pb2.HealthCheckResponse)
-        done, _ = await asyncio.wait([asyncio.ensure_future(stream.read())], timeout=_QUIET_S)
-        stream.cancel()
-        return not done
+        try:
+            async with asyncio.timeout(_QUIET_S):
+                await stream.read()
+        except TimeoutError:
+            return True
+        except grpc.aio.AioRpcError:
+            return False
+        finally:
+            stream.cancel()
+        return False

@@ -17,7 +17,7 @@ from octavo_kernels.penalties import penalize, take_penalized
 from octavo_kernels.rope_write import rope_qknorm_write
 from octavo_kernels.sampling import sample, sample_workspace_size
 
-from octavo_engine.batch import Batch, Chunks, Inputs
+from octavo_engine.batch import Batch, Chunks, Inputs, widest_table
 from octavo_engine.models.config import ModelConfig
 from octavo_engine.models.rope import cos_sin_table
 from octavo_engine.models.weights import Linear
@@ -30,7 +30,7 @@ class TritonOps:
         config: the model's shape.
         pool: pages [P, L, 2, K, page_size, D].
         max_len: most tokens of a sequence.
-        max_sequences: most rows of one step that sample.
+        max_sequences: most rows of one step that sample, and most decodes, both with padding.
         exact: a row's bits must not depend on the other rows.
     """
 
@@ -45,8 +45,10 @@ class TritonOps:
         self._cos_sin = cos_sin_table(config.rope, config.head_dim, max_len).to(self._device)
         self._scale = config.head_dim**-0.5
         self._on_cpu = _cpu_products(pool) if pool.device.type == "cpu" else None
+        page_size = pool.shape[4]
+        widest = widest_table(max_len, page_size) * page_size
         sizes = (
-            decode_workspace_size(max_sequences, config.num_heads, config.head_dim, max_len + 4 * pool.shape[4]),
+            decode_workspace_size(max_sequences, config.num_heads, config.head_dim, widest),
             sample_workspace_size(max_sequences, config.vocab_size),
         )
         self._workspace = torch.empty(max(sizes), dtype=torch.float32, device=self._device)

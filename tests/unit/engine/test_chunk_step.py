@@ -1,4 +1,4 @@
-"""Which captured step a step with prefill chunks runs in."""
+"""Steps with prefill chunks in padded columns: which size one runs in, and what the padding says."""
 
 from __future__ import annotations
 
@@ -83,7 +83,10 @@ class Recorder:
 
     def body(self, inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
         assert inputs.chunks is not None
-        columns = (inputs.token_ids, inputs.slots, inputs.context_lens, inputs.chunks.context_lens)
+        columns = (
+            inputs.token_ids, inputs.positions, inputs.slots, inputs.context_lens, inputs.chunks.context_lens,
+            inputs.chunks.query_start,
+        )  # fmt: skip
         self.inputs.append([column.tolist() for column in columns])
         return inputs.token_ids[:, None], inputs.positions[:, None]
 
@@ -102,11 +105,12 @@ def test_a_step_is_padded_with_rows_that_change_nothing() -> None:
     step.put(layout, rows_of(3, 20, 30), upload)
     upload.send()
     q, positions = step.run()
-    token_ids, slots, decode_lens, chunk_lens = decoder.inputs[0]
+    token_ids, _, slots, decode_lens, chunk_lens, starts = decoder.inputs[0]
     assert token_ids == [7] * 53 + [0] * 11
     assert slots[53:] == [-1] * 11
     assert decode_lens == [41] * 3 + [-1] * 13
     assert chunk_lens == [20, 30] + [0] * (MAX_CHUNKS - 1)
+    assert starts == [3, 23, 53] + [64] * (MAX_CHUNKS - 1)
     assert q[:5].flatten().tolist() == [7] * 5
     assert positions[:5].flatten().tolist() == [40, 40, 40, 19, 29]
 
@@ -117,8 +121,9 @@ def test_a_rehearsal_knows_nothing_of_the_step_before() -> None:
     step = a_step(decoder, layout, buffer)
     buffer.fill_(77)
     step.rehearse()
-    token_ids, slots, decode_lens, chunk_lens = decoder.inputs[0]
-    assert set(token_ids) == {0}
+    token_ids, positions, slots, decode_lens, chunk_lens, starts = decoder.inputs[0]
+    assert set(token_ids) == set(positions) == {0}
+    assert set(starts) == {0, 64}
     assert set(slots) == set(decode_lens) == {-1}
     assert set(chunk_lens) == {0}
 

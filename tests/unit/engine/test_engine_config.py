@@ -41,3 +41,23 @@ def test_what_is_wrong_is_refused_with_its_place(arguments: list[str], problem: 
 def test_a_cpu_takes_shorter_steps_unless_told_otherwise() -> None:
     assert EngineConfig().step_tokens("cpu") < EngineConfig().step_tokens("cuda")
     assert EngineConfig(max_step_tokens=7).step_tokens("cpu") == 7
+
+
+def test_a_gpus_steps_beside_decodes_hold_half_of_the_largest_in_whole_tiles() -> None:
+    budget = EngineConfig(max_step_tokens=8192).step_budget("cuda")
+    for _ in range(20):
+        budget.observe(0.0001 + 1e-6 * 4000 + 1e-5 * 96, num_prefill_tokens=4000, num_decodes=96)
+        budget.observe(0.0001 + 1e-5 * 96, num_prefill_tokens=0, num_decodes=96)
+    assert budget.prefill_room(96) + 96 == 4096
+    assert budget.prefill_room(0) == 8192
+
+
+def test_where_decodes_take_long_a_gpu_gives_prompts_twice_their_time_and_a_cpu_once() -> None:
+    rooms = {}
+    for device in ("cuda", "cpu"):
+        budget = EngineConfig(max_step_tokens=8192, itl_target_ms=10).step_budget(device)
+        for prefill in (0, 512, 1024) * 20:
+            budget.observe(0.02 + 2e-5 * prefill, num_prefill_tokens=prefill, num_decodes=256)
+        rooms[device] = budget.prefill_room(256)
+    assert rooms["cuda"] == pytest.approx(2 * 0.02 / 2e-5, rel=0.1)
+    assert rooms["cpu"] == pytest.approx(0.02 / 2e-5, rel=0.1)

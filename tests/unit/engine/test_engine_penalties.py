@@ -3,28 +3,20 @@
 from __future__ import annotations
 
 import random
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
 from octavo.page_hash import token_bytes
-from octavo_engine.backends.cpu_linear import CpuLinear
-from octavo_engine.backends.cpu_ops import CpuOps
-from octavo_engine.backends.row_threads import RowThreads
-from octavo_engine.batch import Batch, Inputs
-from octavo_engine.config import EngineConfig
 from octavo_engine.messages import Submit
-from octavo_engine.model_runner import ModelRunner
-from octavo_engine.models.config import ModelConfig, Rope
-from octavo_engine.offline import OfflineEngine, Output
+from octavo_engine.offline import Output
 from octavo_engine.penalties import SlotPenalties, count_anew, write_tally
 from octavo_engine.pipelined_runner import PipelinedRunner
-from octavo_engine.runner import Loaded, ModelFacts, Runner
 from octavo_engine.sequence import Request, Row, Sampling, Sequence
+from support.bigram_engine import VOCAB, offline
 from support.core_submit import submit
 
-VOCAB = 12
 PENALIZED = Sampling(frequency_penalty=0.5, presence_penalty=0.25, repetition_penalty=1.5)
 
 
@@ -98,61 +90,19 @@ def test_an_occupant_without_penalties_inherits_none() -> None:
 
 # The runner that works ahead against the one that recounts, over a decoder that costs nothing.
 
-MODEL = ModelConfig(
-    family="llama", vocab_size=VOCAB, hidden_size=16, intermediate_size=16, num_layers=1, num_heads=1, num_kv_heads=1,
-    head_dim=16, rms_norm_eps=1e-6, rope=Rope(), max_position=64, tie_embeddings=True, qk_norm=False, windows=(8,),
-    eos_token_ids=(), dtype="float32",
-)  # fmt: skip
-PAGE_SIZE = 4
-
-
-class Bigrams:
-    """A decoder whose logits depend on the last token alone, so that without penalties it soon goes round in circles."""
-
-    config = MODEL
-
-    def __init__(self) -> None:
-        self._logits = torch.randn(VOCAB, VOCAB, generator=torch.Generator().manual_seed(6)) * 2
-
-    def forward(self, batch: Batch) -> torch.Tensor | None:
-        if len(batch.sample_tokens) == 0:
-            return None
-        return self._logits[batch.token_ids[batch.sample_tokens]]
-
-    def body(self, inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
-        return inputs.token_ids, inputs.token_ids
-
-    def finish(self, _rows: Inputs, q: torch.Tensor, _residual: torch.Tensor) -> torch.Tensor:
-        return self._logits[q]
-
-
-def offline(*, ahead: bool, num_pages: int = 64, max_sequences: int = 4) -> OfflineEngine:
-    pool = torch.zeros(num_pages, 1, 2, 1, PAGE_SIZE, 16)
-    decoder: Any = Bigrams()
-    threads = RowThreads(1)
-    linear = CpuLinear(pool.dtype, exact=False, tiles=False, threads=threads)
-    ops = CpuOps(MODEL, pool, max_len=64, threads=threads, linear=linear)
-    runner: Runner = ModelRunner(decoder, ops, page_size=PAGE_SIZE)
-    if ahead:
-        runner = PipelinedRunner(
-            decoder, ops, page_size=PAGE_SIZE, max_sequences=max_sequences, max_len=64, max_step_tokens=48, device=pool.device
-        )  # fmt: skip
-    facts = ModelFacts(
-        name="bigrams", revision="", tokenizer_revision="", max_model_len=64, vocab_size=VOCAB, eos_token_ids=(),
-        page_size=PAGE_SIZE, num_pages=num_pages, backend="triton", device="cpu", dtype="float32", numerics="exact",
-    )  # fmt: skip
-    config = EngineConfig(max_sequences=max_sequences, max_step_tokens=48, watermark=0.0, itl_target_ms=0)
-    return OfflineEngine(config, Loaded(runner=runner, facts=facts))
-
 
 def same_tokens(requests: list[Submit], **settings: int) -> dict[tuple[int, int], Output]:
     """Run requests one step ahead, and compare with each recounted, on its own; return the former."""
-    outputs = offline(ahead=True, **settings).generate(requests)
+    captured, uncaptured = offline(ahead=True, **settings), offline(ahead=True, **settings)
+    cast("PipelinedRunner", uncaptured._runner).prepared.most_captured_tokens = 0
+    outputs = captured.generate(requests)
+    again = uncaptured.generate(requests)
     for request in requests:
         recounted = offline(ahead=False).generate([request])
         for at, output in recounted.items():
             assert outputs[at].token_ids == output.token_ids, f"request {at}"
             assert outputs[at].logprobs == output.logprobs, f"request {at}"
+            assert (again[at].token_ids, again[at].logprobs) == (output.token_ids, output.logprobs), f"request {at}"
     return outputs
 
 

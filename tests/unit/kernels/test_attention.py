@@ -228,11 +228,13 @@ def test_offsets_beyond_32_bits_reach_the_right_page() -> None:
     assert_close(extended, expected.double(), torch.float16)
 
 
-def test_rows_of_no_sequence_keep_what_they_have() -> None:
+@pytest.mark.parametrize("before", [1, 35])
+@pytest.mark.parametrize("shape", [PLAIN, Shape(32, 5, 16, window=20), *TENSOR_CORES], ids=str)
+def test_rows_of_no_sequence_keep_what_they_have(shape: Shape, before: int) -> None:
     """A step holds decodes before the chunks, and padding behind them: a sequence without context gives zeros."""
-    batch = make_batch(PLAIN, [40, 33, 0], [17, 9, 5])
+    batch = make_batch(shape, [40, 33, 0], [17, 9, 5])
     expected, _ = batch.extend()
-    before, rows = 35, batch.q.shape[0]
+    rows = batch.q.shape[0]
     noise = torch.randn(before + rows + 4, *batch.q.shape[1:]).to(DEVICE, batch.q.dtype)
     noise[before : before + rows] = batch.q
     batch.q, batch.cu_q = noise, batch.cu_q + before
@@ -243,8 +245,9 @@ def test_rows_of_no_sequence_keep_what_they_have() -> None:
     assert got[before + rows :].isnan().all()
 
 
-def test_a_decode_of_negative_length_writes_nothing() -> None:
-    batch = make_batch(PLAIN, [300, 1, 0, 20], [1, 1, 1, 1])
+@pytest.mark.parametrize("shape", [PLAIN, Shape(32, 4, 16, window=70), *TENSOR_CORES], ids=str)
+def test_a_decode_of_negative_length_writes_nothing(shape: Shape) -> None:
+    batch = make_batch(shape, [300, 1, 0, 20], [1, 1, 1, 1])
     expected, expected_lse = batch.decode()
     batch.seq_lens[1] = batch.seq_lens[3] = -1
     got, lse = batch.decode()

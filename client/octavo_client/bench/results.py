@@ -56,13 +56,13 @@ class Result:
 
     @property
     def fraction(self) -> float | None:
-        """Share of the best possible value."""
-        return None if self.floor is None else fraction_of(self.metric, self.value, self.floor)
+        """Share of the best possible value; None if there is none, as for a gap of 0 between tokens that came at once."""
+        return fraction_of(self.metric, self.value, self.floor) if self.floor is not None and self.value else None
 
     @property
     def ratio(self) -> float | None:
-        """How many times better than the peer; None if the peer ran on another card."""
-        if self.peer is None or self.peer.hardware != self.card:
+        """How many times better than the peer; None if the peer ran on another card, or nothing took any time."""
+        if self.peer is None or self.peer.hardware != self.card or not self.value:
             return None
         return self.value / self.peer.value if rate_metric(self.metric) else self.peer.value / self.value
 

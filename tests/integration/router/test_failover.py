@@ -381,9 +381,13 @@ async def test_deadline_that_passes_while_a_refused_move_waits_ends_the_request(
     engine = await new_engine("e1")
     router = await new_router(engine, max_timeout_s=0.5)
     engine.end_with = types_pb2.FINISH_REASON_ERROR
+
+    async def full_from_now_on(_submit):
+        engine.rejection = engine_pb2.Rejected(code=8, reason="queue_full", message="full", retry_after_ms=60_000)
+        return 0
+
+    engine._cache = full_from_now_on  # asked once the first submit has been taken
     call, answer, _, _ = await streaming_from(router, [engine], max_tokens=20)
-    engine.rejection = engine_pb2.Rejected(code=8, reason="queue_full", message="full", retry_after_ms=60_000)
-    engine.release()
     await rest_of(call, answer)
     assert answer.finished[0].reason == types_pb2.FINISH_REASON_DEADLINE
     assert len(engine.submits) == 2, "nothing is sent for a request that is over"

@@ -55,6 +55,15 @@ def test_a_rate_below_the_peers_is_a_ratio_below_one() -> None:
     assert rate.ratio == pytest.approx(0.5)
 
 
+def test_tokens_that_came_at_once_have_neither_share_nor_ratio(tmp_path: Path) -> None:
+    path = tmp_path / "card.jsonl"
+    ResultFile(path, commit="abc").append([replace(STEP, metric="itl_ms_p50", runs=(0.0,))])
+    (line,) = lines(path)
+    assert line["value"] == 0
+    assert "fraction" not in line
+    assert "ratio" not in line
+
+
 def test_a_peer_on_another_card_is_kept_with_its_card_and_without_a_ratio(tmp_path: Path) -> None:
     path = tmp_path / "card.jsonl"
     ResultFile(path, commit="abc").append([replace(STEP, card="card B")])

@@ -139,6 +139,14 @@ class FakeEngine(engine_pb2_grpc.EngineServiceServicer):
     def release(self) -> None:
         """Let the streams pass `hold_at`."""
         self.hold_at = None
+        self._wake()
+
+    def end_held(self, reason: types_pb2.FinishReason.ValueType) -> None:
+        """End the streams that stand at `hold_at`, and those that come to it."""
+        self.end_with = reason
+        self._wake()
+
+    def _wake(self) -> None:
         self._released.set()
         self._released = asyncio.Event()  # a later hold holds again
 
@@ -321,7 +329,7 @@ class FakeEngine(engine_pb2_grpc.EngineServiceServicer):
         while position >= link.credits.get(submit.stream_id, position + 1):
             self._changed.clear()
             await self._changed.wait()
-        if self.hold_at is not None and position >= self.hold_at:
+        while self.hold_at is not None and position >= self.hold_at:
             if self.end_with is not None:
                 end = engine_pb2.ChoiceEnd(stream_id=submit.stream_id, reason=self.end_with, error="scripted")
                 await link.write(engine_pb2.LinkResponse(step=self._step(ends=[end])))

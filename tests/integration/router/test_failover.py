@@ -104,16 +104,9 @@ async def test_late_tokens_of_a_lost_engine_are_dropped(two, new_router):
 
 async def test_draining_engine_hands_its_requests_over(two, new_router):
     router = await new_router(*two)
-    for engine in two:
-        engine.end_with = types_pb2.FINISH_REASON_HANDOFF
-    for engine in two:
-        engine.hold_at = 5
-    call = router.inference.Generate(request(PROMPT, max_tokens=20), timeout=20)
-    answer = Answer()
-    answer.add(await call.read())
-    home = next(engine for engine in two if engine.engine_id == answer.accepted.engine_id)
-    other = next(engine for engine in two if engine is not home)
+    call, answer, home, other = await streaming_from(router, two, max_tokens=20)
     other.hold_at = None
+    home.end_held(types_pb2.FINISH_REASON_HANDOFF)
     await rest_of(call, answer)
     assert answer.token_ids[0] == list(count_up()(home.submits[0], 0))
     assert answer.finished[0].num_moves == 1
@@ -380,14 +373,9 @@ async def test_engine_that_sends_torn_columns_loses_its_requests(two, new_router
 async def test_deadline_that_passes_while_a_refused_move_waits_ends_the_request(new_engine, new_router):
     engine = await new_engine("e1")
     router = await new_router(engine, max_timeout_s=0.5)
-    engine.end_with = types_pb2.FINISH_REASON_ERROR
-
-    async def full_from_now_on(_submit):
-        engine.rejection = engine_pb2.Rejected(code=8, reason="queue_full", message="full", retry_after_ms=60_000)
-        return 0
-
-    engine._cache = full_from_now_on  # asked once the first submit has been taken
     call, answer, _, _ = await streaming_from(router, [engine], max_tokens=20)
+    engine.rejection = engine_pb2.Rejected(code=8, reason="queue_full", message="full", retry_after_ms=60_000)
+    engine.end_held(types_pb2.FINISH_REASON_ERROR)
     await rest_of(call, answer)
     assert answer.finished[0].reason == types_pb2.FINISH_REASON_DEADLINE
     assert len(engine.submits) == 2, "nothing is sent for a request that is over"

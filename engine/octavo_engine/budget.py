@@ -7,9 +7,9 @@ The duration of a step is modelled as
 with coefficients fitted to observed steps, old ones fading away. What counts is the error relative to a step's duration:
 else a single step that took seconds (it compiled a kernel) would outweigh hundreds of good ones.
 
-While sequences decode, a step takes as many prefill tokens as keep t within the target for the gap between two tokens, and
-where decodes leave little of it, as many as take a set multiple of their time; otherwise, and before the fit is of use, as many as the limit allows. Prefill always gets a minimum,
-so that a tight target slows it down and never stops it.
+While sequences decode, a step takes as many prefill tokens as keep t within the target for the gap between two tokens; where
+decodes leave little of it, as many as take a set multiple of the decodes' time. Otherwise, and before the fit is of use, it
+takes as many as the limit allows. Prefill always gets a minimum, so that a tight target slows it down and never stops it.
 """
 
 from __future__ import annotations

@@ -121,11 +121,6 @@ class ChunkStep:
         self.is_tried = False
 
     @property
-    def is_captured(self) -> bool:
-        """Whether it replays a graph."""
-        return self._graph is not None
-
-    @property
     def token_ids(self) -> torch.Tensor:
         """[tokens] int64 on the device: where tokens that the host has not read are filled in before the step runs."""
         return self._columns[0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -11,7 +11,7 @@ import structlog
 import torch
 
 from octavo_engine.backends.ops import Ops
-from octavo_engine.batch import TABLE_STEP, Layout, build_batch, widest_table
+from octavo_engine.batch import Layout, build_batch, widest_table
 from octavo_engine.chunk_step import ChunkShape, ChunkStep, chunk_shape, most_captured_tokens, usual_chunk_shapes
 from octavo_engine.decode_step import DecodeStep, Shape, padded_size, step_sizes
 from octavo_engine.models.decoder import Decoder
@@ -40,6 +40,9 @@ class PreparedSteps:
         max_len: most tokens of a sequence.
         max_step_tokens: most tokens of a step.
         pool: memory that graphs share; None: nothing is captured, and every step runs as it is (no GPU).
+
+    Attributes:
+        most_captured_tokens: of a step with chunks; larger ones run as they are.
     """
 
     def __init__(
@@ -57,8 +60,6 @@ class PreparedSteps:
         self._decoder, self._ops = decoder, ops
         self._state, self._buffer = state, buffer
         self._pool = pool
-        self._page_size = state.page_size
-        self._max_pages = widest_table(max_len, state.page_size)
         self._most_decodes = padded_size(max_sequences)
         self.most_captured_tokens = most_captured_tokens(decoder.config)
         self._decode_steps: dict[Shape, DecodeStep] = {}
@@ -97,7 +98,7 @@ class PreparedSteps:
     def chunk_step(self, layout: Layout) -> ChunkStep | None:
         """Return the step for a layout with chunks, captured when its size is asked for a second time.
 
-        None: it is too large for one, or has no chunks.
+        None: it runs as it is, for it has no chunks, or too many chunks or tokens, or there are too many sizes already.
         """
         width = self._width_for(max(int(layout.context_lens.max()), _CHUNK_WIDTHS_TOKENS[0]))
         shape = chunk_shape(layout, width, self.most_captured_tokens, self._most_decodes)
@@ -110,17 +111,13 @@ class PreparedSteps:
             self._capture(step)
         return step
 
-    def captured_chunk_steps(self) -> Iterator[ChunkShape]:
-        """Yield the sizes of captured steps with chunks."""
-        return (shape for shape, step in self._chunk_steps.items() if step.is_captured)
-
     def load_kernels(self, num_tokens: int) -> None:
         """Compute a chunk of so many tokens that nobody asked for, and write none of its keys and values."""
-        plan = chunk_plan(num_tokens, self._page_size)
+        plan = chunk_plan(num_tokens, self._state.page_size)
         upload = Upload(self._buffer)
-        num_pages = -(-len(plan.rows[0].block_table) // TABLE_STEP) * TABLE_STEP
-        tables = np.zeros((1, min(num_pages, self._max_pages)), dtype=np.int32)
-        batch = build_batch(plan, self._page_size, tables, upload.put)
+        width = min(widest_table(num_tokens, self._state.page_size), self._state.max_pages)
+        tables = np.zeros((1, width), dtype=np.int32)
+        batch = build_batch(plan, self._state.page_size, tables, upload.put)
         upload.send()
         logits = self._decoder.forward(dataclasses.replace(batch, slots=torch.full_like(batch.slots, -1)))
         assert logits is not None  # noqa: S101 - its last token samples
@@ -158,7 +155,7 @@ class PreparedSteps:
         tokens = _LEAST_WIDTH_TOKENS
         while tokens < num_tokens:
             tokens *= 2
-        return min(-(-tokens // self._page_size), self._max_pages)
+        return min(-(-tokens // self._state.page_size), self._state.max_pages)
 
     def _usual_shapes(self, max_sequences: int, max_len: int) -> list[Shape]:
         """Return sizes of steps of decodes.

@@ -15,7 +15,7 @@ BANS = list(range(3, VOCAB))
 
 @pytest.mark.parametrize(
     ("max_step_tokens", "max_sequences", "max_len"),
-    [(33, 1, 16), (34, 2, 64), (40, 8, 17), (65, 33, 64), (200, 70, 33), (300, 100, 64)],
+    [(2, 1, 16), (3, 2, 33), (34, 2, 64), (40, 8, 17), (65, 33, 64), (200, 70, 33), (300, 100, 64)],
 )
 def test_every_steps_columns_fit(max_step_tokens: int, max_sequences: int, max_len: int) -> None:
     """Full steps of decodes and chunks, each with banned ids, beside the padding of the next larger size."""

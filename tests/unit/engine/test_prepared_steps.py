@@ -67,7 +67,7 @@ def test_replayed_steps_give_the_tokens_of_computed_ones(is_idle_first: bool, gr
         num_prepared = len(graphs)
     outputs = octavo.generate(REQUESTS)
     assert sum(graph.num_replays for graph in graphs) > 20
-    assert list(prepared.captured_chunk_steps())
+    assert any(step._graph is not None for step in prepared._chunk_steps.values())
     if is_idle_first:
         assert len(graphs) == num_prepared, "all that these requests need was prepared"
     expected = offline(ahead=False, num_pages=600, max_sequences=MAX_SEQUENCES, max_step_tokens=MAX_STEP_TOKENS)

@@ -128,13 +128,13 @@ class ChunkStep:
     def capture(self, pool: Any) -> None:
         """Capture the step on the current stream; its temporary tensors come from a pool that graphs share."""
         self.is_tried = True
-        self.rehearse()  # compiles what must not be compiled in a capture
-        self._graph, self._outputs = captured(self._compute, pool)
+        self.rehearse()  # loads what must not be loaded in a capture
+        self._graph, self._outputs = captured(lambda: self._compute(self._decoder), pool)
 
     def rehearse(self) -> None:
-        """Run a step of padding: it changes nobody's state."""
+        """Launch every kernel of the step, on padding: it changes nobody's state."""
         self._send_padding()
-        self._compute()
+        self._compute(self._decoder.sketch())
 
     def put(self, layout: Layout, rows: Sequence[Row], upload: Upload) -> None:
         """Put a step's columns: the first ones of its upload."""
@@ -149,7 +149,7 @@ class ChunkStep:
             Of the sampling tokens and padding: the last layer's queries [B, H * D], and the residual stream [B, hidden].
         """
         if self._graph is None or self._outputs is None:
-            return self._compute()
+            return self._compute(self._decoder)
         self._graph.replay()
         return self._outputs
 
@@ -175,7 +175,7 @@ class ChunkStep:
             _filled(starts[split:], _CHUNK_ROWS + 1, tokens),
         ]
 
-    def _compute(self) -> tuple[torch.Tensor, torch.Tensor]:
+    def _compute(self, decoder: Decoder) -> tuple[torch.Tensor, torch.Tensor]:
         shape, tables = self.shape, self._state.tables[:, : self.shape.width]
         token_ids, positions, slots, sample_tokens, decode_slots, chunk_slots, decode_lens, chunk_lens, starts = (
             self._columns
@@ -193,7 +193,7 @@ class ChunkStep:
             ),
             max_query_len=shape.tokens,
         )
-        q, residual = self._decoder.body(inputs)
+        q, residual = decoder.body(inputs)
         return q.index_select(0, sample_tokens), residual.index_select(0, sample_tokens)
 
 

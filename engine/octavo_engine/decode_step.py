@@ -74,12 +74,12 @@ class DecodeStep:
         self._decoder, self._ops, self._state = decoder, ops, state
         self.shape = shape
         size, device = shape.size, state.tables.device
-        shared_words = num_words(decoder.config, size) if shape.shares else 0
+        shared_words = num_words(size, ops.shared_members) if shape.shares else 0
         self._columns = _Columns(size, shared_words, penalizes=shape.penalizes)
         self._packed = torch.zeros(self._columns.num_words, dtype=torch.int32, device=device)
         self._rows = self._columns.rows(self._packed)
         self._bans = self._columns.bans(self._packed)
-        # Padding throughout: a first run, which compiles kernels, must change nobody's state.
+        # Padding throughout: a rehearsal must change nobody's state.
         self._rows[0].fill_(state.padding)
         self._rows[1].fill_(-1)
         self._bans.fill_(-1)
@@ -88,7 +88,8 @@ class DecodeStep:
         self._shared: SharedPrefixes | None = None
         if shape.shares:
             words = self._columns.shared(self._packed)
-            self._shared = SharedPrefixes(decoder.config, size, shape.width * state.page_size, words)
+            max_len = shape.width * state.page_size
+            self._shared = SharedPrefixes(decoder.config, size, ops.shared_members, max_len, words)
         self._slots = torch.zeros(size, dtype=torch.int64, device=device)
         self._batch = self._static_batch(device)
         self._ids = torch.zeros(size, dtype=torch.int64, device=device)
@@ -97,8 +98,12 @@ class DecodeStep:
 
     def capture(self, pool: Any) -> None:
         """Capture the step on the current stream; its temporary tensors come from a pool that graphs share."""
-        self._compute()  # compiles what must not be compiled in a capture
-        self._graph, _ = captured(self._compute, pool)
+        self.rehearse()  # loads what must not be loaded in a capture
+        self._graph, _ = captured(lambda: self._compute(self._decoder), pool)
+
+    def rehearse(self) -> None:
+        """Launch every kernel of the step, on padding, as long as it has not run: it changes nobody's state."""
+        self._compute(self._decoder.sketch())
 
     def launch(self, rows: Sequence[Row], tiles: Sequence[SharedTile] = ()) -> Download:
         """Queue the step for rows that the state has met, with the prefixes that they share."""
@@ -108,12 +113,12 @@ class DecodeStep:
             self._shared.fill(self._columns.shared(host).numpy(), tiles)
         self._packed.copy_(host, non_blocking=True)
         if self._graph is None:
-            self._compute()
+            self._compute(self._decoder)
         else:
             self._graph.replay()
         return Download(self._ids, self._logprobs, len(rows))
 
-    def _compute(self) -> None:
+    def _compute(self, decoder: Decoder) -> None:
         state, batch = self._state, self._batch
         decode_inputs(
             self._rows, state.last_tokens, state.tables, state.page_size, batch.token_ids, batch.positions, batch.slots,
@@ -121,7 +126,7 @@ class DecodeStep:
         )  # fmt: skip
         if self._shared is not None:
             plan_decode(self._shared.plan, batch.context_lens)
-        logits = self._decoder.forward(batch)
+        logits = decoder.forward(batch)
         assert logits is not None  # noqa: S101 - every row samples
         ban_tokens(logits, self._bans)
         ids, logprobs = self._ops.sample(logits, batch)

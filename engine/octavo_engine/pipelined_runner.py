@@ -13,6 +13,7 @@ from typing import Final
 
 import numpy as np
 import torch
+from octavo_kernels.compile_ahead import compiled_ahead
 from octavo_kernels.step_inputs import ban_tokens
 
 from octavo_engine.backends.ops import Ops
@@ -25,9 +26,8 @@ from octavo_engine.sequence import Row, Sampled, StepPlan
 from octavo_engine.shared_prefixes import SharedFinder
 from octavo_engine.slot_state import SlotState
 from octavo_engine.transfer import Download, Upload
-from octavo_engine.warm_up import chunk_plan, penalty_plan, warm_up_plans
+from octavo_engine.warm_up import warm_up_plans
 
-_WARM_SIZES: Final = (100, 500, 1000, 1 << 30)  # tokens of a chunk; the last stands for the largest
 # Words of the buffer that a step's columns are uploaded to; a step with chunks is padded, up to twice its tokens.
 _WORDS_PER_ROW: Final = 320  # most of them for banned ids
 _WORDS_PER_TOKEN: Final = 16
@@ -71,10 +71,9 @@ class PipelinedRunner:
     ) -> None:
         self._decoder, self._ops = decoder, ops
         self._page_size = page_size
-        self._most_tokens = min(max_step_tokens, max_len)
         self._is_captured = device.type == "cuda"
         self._stream = torch.cuda.Stream(device) if self._is_captured else None  # type: ignore[no-untyped-call]
-        self._finder = SharedFinder(decoder.config, page_size)
+        self._finder = SharedFinder(ops.shared_members, page_size)
         max_pages = widest_table(max_len, page_size)
         with self._on_stream():
             self._state = SlotState(
@@ -119,14 +118,14 @@ class PipelinedRunner:
 
         Writes to page 0, which nobody holds yet.
         """
-        sizes = {min(size, self._most_tokens) for size in _WARM_SIZES} if self._is_captured else ()
-        for plan in (*warm_up_plans(), *(chunk_plan(size, self._page_size) for size in sizes)):
+        if self._is_captured:
+            with self._on_stream():
+                with compiled_ahead():
+                    self.prepared.rehearse()
+                self.prepared.rehearse()
+        for plan in warm_up_plans():
             self.launch(plan).result()
         self._state.forget()
-        if self._is_captured:
-            self.launch(penalty_plan()).result()
-            self._state.forget()
-            self._state.penalties.release()
 
     @property
     def is_warm(self) -> bool:

@@ -15,15 +15,17 @@ from octavo_engine.batch import Layout, build_batch, widest_table
 from octavo_engine.chunk_step import ChunkShape, ChunkStep, chunk_shape, most_captured_tokens, usual_chunk_shapes
 from octavo_engine.decode_step import DecodeStep, Shape, padded_size, step_sizes
 from octavo_engine.models.decoder import Decoder
-from octavo_engine.sequence import Row
+from octavo_engine.sequence import Row, StepPlan
 from octavo_engine.slot_state import SlotState
 from octavo_engine.transfer import Upload
-from octavo_engine.warm_up import chunk_plan
+from octavo_engine.warm_up import chunk_plan, penalty_plan, warm_up_plans
 
 _LEAST_WIDTH_TOKENS: Final = 1024
 _USUAL_WIDTHS: Final = 3  # of steps of decodes: contexts of up to 4096 tokens
 # Of steps with chunks. An exact step pays for pieces of context that its table has room for and its decodes do not have.
 _CHUNK_WIDTHS_TOKENS: Final = (2048, 4096)
+_REHEARSED_TOKENS: Final = (100, 500, 1000, 1 << 30)  # of a chunk; the last stands for the most
+_MIXED_TOKENS: Final = 512  # of a rehearsed step with chunks and decodes
 _MOST_CHUNK_STEPS: Final = 384  # each keeps megabytes; usual ones are some 140 to 210
 
 _log = structlog.get_logger()
@@ -61,17 +63,15 @@ class PreparedSteps:
         self._state, self._buffer = state, buffer
         self._pool = pool
         self._most_decodes = padded_size(max_sequences)
+        self._max_step_tokens, self._most_tokens = max_step_tokens, min(max_step_tokens, max_len)
         self.most_captured_tokens = most_captured_tokens(decoder.config)
         self._decode_steps: dict[Shape, DecodeStep] = {}
         self._chunk_steps: dict[ChunkShape, ChunkStep] = {}
-        self._waiting: list[Shape | ChunkShape | int] = []  # the last one is prepared first
+        self._waiting: list[Shape | ChunkShape] = []  # the last one is prepared first
         if pool is not None:
             for length in reversed(_CHUNK_WIDTHS_TOKENS):
-                self._waiting += usual_chunk_shapes(
-                    self._width_for(length), self.most_captured_tokens, self._most_decodes, max_step_tokens
-                )
+                self._waiting += self._usual_chunk_shapes(length, self.most_captured_tokens)
             self._waiting += self._usual_shapes(max_sequences, max_len)
-            self._waiting += ops.usual_sizes(min(max_step_tokens, max_len))
 
     @property
     def is_complete(self) -> bool:
@@ -79,16 +79,14 @@ class PreparedSteps:
         return not self._waiting
 
     def prepare_next(self) -> None:
-        """Prepare one more size: capture a step, or load what an uncaptured one of so many prompt tokens needs."""
+        """Capture a step of one more size."""
         usual = self._waiting.pop()
         if isinstance(usual, Shape):
             self._decode_step_of(usual)
-        elif isinstance(usual, ChunkShape):
-            step = self._chunk_step_of(usual)
-            if not step.is_tried:
-                self._capture(step)
-        else:
-            self.load_kernels(usual)
+            return
+        step = self._chunk_step_of(usual)
+        if not step.is_tried:
+            self._capture(step)
 
     def decode_step(self, rows: Sequence[Row], *, shares: bool, penalizes: bool) -> DecodeStep:
         """Return the step for rows of one token each, captured if it can be."""
@@ -111,16 +109,42 @@ class PreparedSteps:
             self._capture(step)
         return step
 
-    def load_kernels(self, num_tokens: int) -> None:
-        """Compute a chunk of so many tokens that nobody asked for, and write none of its keys and values."""
-        plan = chunk_plan(num_tokens, self._state.page_size)
-        upload = Upload(self._buffer)
+    def rehearse(self) -> None:
+        """Launch every kernel that usual steps need, on padding: it writes no page. Slots forget who has them."""
+        sizes = {min(size, self._most_tokens) for size in _REHEARSED_TOKENS}
+        sizes.update(self._ops.usual_sizes(self._most_tokens))
+        chunks = (chunk_plan(size, self._state.page_size) for size in sorted(sizes))
+        for plan in (*warm_up_plans(), *chunks, penalty_plan()):
+            self._rehearse_plan(plan)
+        self._state.forget()
+        self._state.penalties.release()
+        width = self._width_for(_LEAST_WIDTH_TOKENS)
+        shapes = [Shape(size, width) for size in step_sizes(self._most_decodes)]
+        if self._ops.shared_members > 1:
+            shapes.append(Shape(self._most_decodes, width, shares=True))
+        for shape in shapes:
+            DecodeStep(self._decoder, self._ops, self._state, shape).rehearse()
+        mixed = self._usual_chunk_shapes(_CHUNK_WIDTHS_TOKENS[0], _MIXED_TOKENS)
+        for size in mixed:
+            if size.tokens == mixed[-1].tokens:
+                ChunkStep(self._decoder, self._state, size, self._buffer).rehearse()
+
+    def _rehearse_plan(self, plan: StepPlan) -> None:
+        num_tokens = max(row.start + row.num_tokens for row in plan.rows)
         width = min(widest_table(num_tokens, self._state.page_size), self._state.max_pages)
-        tables = np.zeros((1, width), dtype=np.int32)
+        tables = np.zeros((len(plan.rows), width), dtype=np.int32)
+        upload = Upload(self._buffer)
         batch = build_batch(plan, self._state.page_size, tables, upload.put)
+        self._state.forget()
+        for row in plan.rows:
+            self._state.meet(row)
+        if self._state.penalties.concern(plan.rows):
+            slots = torch.tensor([row.slot for row in plan.rows], device=self._buffer.device)
+            batch = dataclasses.replace(batch, penalties=self._state.penalties.columns(plan.rows, slots, upload.put))
         upload.send()
-        logits = self._decoder.forward(dataclasses.replace(batch, slots=torch.full_like(batch.slots, -1)))
-        assert logits is not None  # noqa: S101 - its last token samples
+        self._ops.copy_pages(((0, 0),))
+        logits = self._decoder.sketch().forward(dataclasses.replace(batch, slots=torch.full_like(batch.slots, -1)))
+        assert logits is not None  # noqa: S101 - its rows sample
         self._ops.sample(logits, batch)
 
     def close(self) -> None:
@@ -156,6 +180,10 @@ class PreparedSteps:
         while tokens < num_tokens:
             tokens *= 2
         return min(-(-tokens // self._state.page_size), self._state.max_pages)
+
+    def _usual_chunk_shapes(self, length: int, most_tokens: int) -> list[ChunkShape]:
+        """Return sizes of steps with chunks over contexts of up to so many tokens, the largest one last."""
+        return usual_chunk_shapes(self._width_for(length), most_tokens, self._most_decodes, self._max_step_tokens)
 
     def _usual_shapes(self, max_sequences: int, max_len: int) -> list[Shape]:
         """Return sizes of steps of decodes.

@@ -18,7 +18,7 @@ from octavo_engine.batch import Array
 from octavo_engine.models.config import ModelConfig
 from octavo_engine.sequence import Row
 
-_TILE_ROWS: Final = 64  # query heads of all members of a tile, as many as attention computes at once
+_LEAST_MEMBERS: Final = 2
 _PROGRAMS_ON_CPU: Final = 3
 
 
@@ -28,12 +28,13 @@ class SharedPrefixes:
     Args:
         config: the model's shape.
         size: most rows.
+        members: most rows that read a prefix together.
         max_len: most tokens of a row.
-        words: [num_words(config, size)] int32 on the device, where `fill` arrives.
+        words: [num_words(size, members)] int32 on the device, where `fill` arrives.
     """
 
-    def __init__(self, config: ModelConfig, size: int, max_len: int, words: torch.Tensor) -> None:
-        tiles, members = _room(config, size)
+    def __init__(self, config: ModelConfig, size: int, members: int, max_len: int, words: torch.Tensor) -> None:
+        tiles = _room(size)
         plan = allocate_plan(
             max_batch=size,
             max_len=max_len,
@@ -70,18 +71,22 @@ class SharedPrefixes:
 
 
 class SharedFinder:
-    """Finds the shared prefixes of consecutive steps; looks again when other sequences run."""
+    """Finds the shared prefixes of consecutive steps; looks again when other sequences run.
 
-    def __init__(self, config: ModelConfig, page_size: int) -> None:
-        self._members = _TILE_ROWS // (config.num_heads // config.num_kv_heads)
+    Args:
+        members: most rows that read a prefix together; below 2 there is nothing to find.
+        page_size: tokens a page.
+    """
+
+    def __init__(self, members: int, page_size: int) -> None:
+        self._members = members
         self._page_size = page_size
-        self._is_possible = CHUNK % page_size == 0 and not any(config.windows)
         self._key: tuple[int, ...] = ()
         self._tiles: list[SharedTile] = []
 
     def find(self, rows: Sequence[Row]) -> list[SharedTile]:
         """Return the tiles of a step; mostly there are none."""
-        if not self._is_possible or len({row.block_table[0] for row in rows}) == len(rows):
+        if self._members < _LEAST_MEMBERS or len({row.block_table[0] for row in rows}) == len(rows):
             return []
         key = tuple(row.generation for row in rows)
         if key != self._key:
@@ -96,12 +101,10 @@ class SharedFinder:
         return self._tiles
 
 
-def num_words(config: ModelConfig, size: int) -> int:
-    """Return how many words a step of so many rows uploads for its shared prefixes."""
-    tiles, members = _room(config, size)
-    return tiles * (members + 1) + size
+def num_words(size: int, members: int) -> int:
+    """Return how many words a step of so many rows uploads for prefixes that so many of them share."""
+    return _room(size) * (members + 1) + size
 
 
-def _room(config: ModelConfig, size: int) -> tuple[int, int]:
-    group = config.num_heads // config.num_kv_heads
-    return max(1, size // 2), max(2, _TILE_ROWS // group)
+def _room(size: int) -> int:
+    return max(1, size // _LEAST_MEMBERS)

@@ -29,6 +29,23 @@ def decode_workspace_size(batch: int, num_heads: int, head_dim: int, max_len: in
     return batch * num_heads * -(-max_len // chunk) * (head_dim + 2)
 
 
+def most_members(head_dim: int, group: int, dtype: torch.dtype, page_size: int) -> int:
+    """Return how many sequences may read a shared prefix together: as many as fit into the rows of a program.
+
+    Args:
+        head_dim: elements a head.
+        group: query heads a key/value head.
+        dtype: of queries, keys and values.
+        page_size: tokens a page.
+    """
+    d_pad = max(16, triton.next_power_of_2(head_dim))
+    return _tile_rows(lookup(DECODE_EXACT, architecture(), d_pad, group, dtype, page_size), group) // group
+
+
+def _tile_rows(tile: Tile, group: int) -> int:
+    return max(tile.rows, int(triton.next_power_of_2(group)))
+
+
 def paged_decode(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -102,7 +119,7 @@ def paged_decode(
     if plan is not None or tickets is not None:
         span = 1
     lse_out = lse if lse is not None else workspace  # an address that is never written
-    rows = max(tile.rows, triton.next_power_of_2(group))
+    rows = _tile_rows(tile, group)
     grid: tuple[int, ...] = (1 if num_chunks <= span and window == 0 else num_chunks, num_kv_heads, batch)
     if plan is not None:
         check_plan(plan, batch, num_kv_heads, chunk, window, rows, group)

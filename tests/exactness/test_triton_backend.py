@@ -45,14 +45,16 @@ def test_triton_engine_gives_the_tokens_of_the_torch_engine(
 
 
 @pytest.mark.timeout(240)
-def test_loading_kernels_while_idle_writes_no_page(tmp_path: Path) -> None:
+def test_a_rehearsal_writes_no_page(tmp_path: Path) -> None:
     write_model(tmp_path, "llama")
-    octavo = engine(tmp_path, backend="triton", device="auto", max_step_tokens=35, num_pages=16, max_model_len=64)
+    octavo = engine(
+        tmp_path, backend="triton", device="auto", max_step_tokens=20, max_sequences=2, num_pages=16, max_model_len=32
+    )
     octavo.generate([submit(0, [5, 6, 7, 8] * 5, 2)])
     runner: Any = octavo._runner
     pool = runner._ops._pool
     before = pool.clone()
     assert before.count_nonzero() > 0
     with torch.inference_mode(), runner._on_stream():
-        runner.prepared.load_kernels(20)
+        runner.prepared.rehearse()
     assert torch.equal(pool, before)

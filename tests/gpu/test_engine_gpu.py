@@ -98,6 +98,22 @@ def test_slots_change_hands_without_a_trace(tmp_path: Path) -> None:
         assert (output.token_ids, output.logprobs) == (expected.token_ids, expected.logprobs), f"request {request.key}"
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_prefix_read_together_gives_the_tokens_of_prefixes_read_alone(dtype: str, tmp_path: Path) -> None:
+    write_model(tmp_path, "llama")
+    octavo = engine(tmp_path, device="cuda", dtype=dtype, numerics="exact", max_sequences=40)
+    runner: Any = octavo._runner
+    prompt = [7 + key % 300 for key in range(300)]
+    requests = [submit(key, [*prompt, 20 + key], 30) for key in range(runner._ops.shared_members + 3)]
+    octavo.generate(requests[:1])  # the others find its pages
+    together = octavo.generate(requests)
+    assert any(shape.shares for shape in runner.prepared._decode_steps)
+    for request in requests:
+        expected = alone(octavo, msgspec.structs.replace(request, key=1000 + request.key))
+        output = together[request.key, 0]
+        assert (output.token_ids, output.logprobs) == (expected.token_ids, expected.logprobs), f"request {request.key}"
+
+
 def mixed_requests(count: int, first_key: int = 0) -> list[messages.Submit]:
     rng = random.Random(first_key)
     return [

@@ -127,6 +127,9 @@ class _DriverWithoutDevice(DriverBase):
     def get_current_device(self) -> int:
         return -self.sm - id(self)  # compiled kernels are cached by device: share none with a real one
 
+    def set_current_device(self, _device: int) -> None:
+        pass
+
     def get_current_stream(self, _device: int) -> int:
         return 0
 

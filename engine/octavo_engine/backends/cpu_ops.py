@@ -26,6 +26,8 @@ _LEAST_ELEMENTWISE_ROWS = 16
 class CpuOps:
     """Operations of the `torch` backend over one page pool [P, L, 2, K, page_size, D]."""
 
+    shared_members = 0  # each row reads its own
+
     def __init__(
         self, config: ModelConfig, pool: torch.Tensor, *, max_len: int, threads: RowThreads, linear: CpuLinear
     ) -> None:

@@ -76,6 +76,11 @@ class Ops(Protocol):
         """Copy whole pages (source, destination) within the pool."""
         ...
 
+    @property
+    def shared_members(self) -> int:
+        """Most rows of a step of decodes that may read a prefix together; below 2: each reads its own."""
+        ...
+
     def usual_sizes(self, most_tokens: int) -> list[int]:
         """Return numbers of tokens whose steps between them load every kernel; none if kernels are ready at once."""
         ...

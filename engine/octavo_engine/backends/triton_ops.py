@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from octavo_kernels.activation import silu_mul
 from octavo_kernels.copy_pages import copy_pages
-from octavo_kernels.decode_attention import decode_workspace_size, paged_decode
+from octavo_kernels.decode_attention import decode_workspace_size, most_members, paged_decode
 from octavo_kernels.extend_attention import paged_extend
 from octavo_kernels.heuristics import CHUNK, exact_span, fast_chunk
 from octavo_kernels.matmul import matmul, matmul_silu, sizes_of_all_forms
@@ -214,6 +214,15 @@ class TritonOps:
         if self._device.type == "cuda":
             pairs = pairs.pin_memory().to(self._device, non_blocking=True)
         copy_pages(self._pool, pairs[0, :count], pairs[1, :count])
+
+    @property
+    def shared_members(self) -> int:
+        """Most rows of a step of decodes that may read a prefix together; below 2: each reads its own."""
+        config = self._config
+        if any(config.windows):
+            return 0
+        group = config.num_heads // config.num_kv_heads
+        return most_members(config.head_dim, group, self._dtype, self._pool.shape[4])
 
     def usual_sizes(self, most_tokens: int) -> list[int]:
         """Return numbers of tokens whose steps between them load every kernel of the products."""

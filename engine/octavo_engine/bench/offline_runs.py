@@ -90,7 +90,7 @@ class OfflineRuns:
             long = self._run_cached(_cut(jobs, many))
             return long - short, short + long
 
-        pair()
+        self._run_cached(_cut(jobs, few))
         return "ms_per_step", [1e3 * difference / (many - few) for difference in _repeated(pair)]
 
     def _runs(self, jobs: Sequence[Job]) -> list[Measured]:

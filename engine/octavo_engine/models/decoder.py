@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 
@@ -43,6 +45,18 @@ class Decoder:
             self._layers.append(self._prepare(load_layer(config, fetch, index)))
             if progress is not None:
                 progress((index + 1) / config.num_layers)
+        self._order: Sequence[int] = range(config.num_layers)
+
+    def sketch(self) -> Decoder:
+        """Return this decoder cut down to its first layer of each kind and its last one, with the same weights.
+
+        What it computes means nothing, but it launches every kernel that a pass through all layers launches.
+        """
+        windows = self.config.windows
+        sketch = copy.copy(self)
+        first = {windows.index(window) for window in set(windows)}
+        sketch._order = sorted(first | {self.config.num_layers - 1})  # noqa: SLF001 - of this class
+        return sketch
 
     def _prepare(self, layer: LayerWeights) -> _Layer:
         ops = self._ops
@@ -77,11 +91,12 @@ class Decoder:
         """
         ops = self._ops
         residual = ops.embed(self._embedding, batch)
-        x = ops.rms_norm(residual, self._layers[0].input_norm)
-        q = self._queries(x, batch, 0)
-        for index in range(len(self._layers) - 1):
+        first = self._order[0]
+        x = ops.rms_norm(residual, self._layers[first].input_norm)
+        q = self._queries(x, batch, first)
+        for index, following in pairwise(self._order):
             x = self._attend(q, residual, batch, index)
-            q = self._queries(x, batch, index + 1)
+            q = self._queries(x, batch, following)
         return q, residual
 
     def finish(self, rows: Inputs, q: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:

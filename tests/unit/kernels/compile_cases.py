@@ -8,9 +8,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Any
 
 import torch
+import triton
 from octavo_kernels import activation, copy_pages, merge_states, norm, penalties, rope_write, sampling
+from octavo_kernels.compile_ahead import compiled_ahead
 from octavo_kernels.decode_attention import decode_workspace_size, paged_decode
 from octavo_kernels.decode_plan import allocate_plan, plan_decode
 from octavo_kernels.extend_attention import paged_extend
@@ -163,12 +166,24 @@ def penalized() -> None:
 
 
 def main() -> None:
-    for name, launch in cases():
-        with compiling() as kernels:
+    late: list[str] = []
+
+    def note(*, fn: Any, **_: Any) -> None:
+        late.append(fn.name)
+
+    with compiling() as kernels:
+        with compiled_ahead():
+            for _, launch in cases():
+                launch()
+        print(json.dumps({"launched_ahead": len(kernels)}), flush=True)  # noqa: T201 - its output is its purpose
+        triton.knobs.runtime.jit_post_compile_hook = note
+        for name, launch in cases():
+            kernels.clear()
             launch()
-        for kernel in kernels:
-            fields = {k: getattr(kernel, k) for k in kernel.__dataclass_fields__}
-            print(json.dumps({"case": name, **fields}), flush=True)  # noqa: T201 - its output is its purpose
+            for kernel in kernels:
+                fields = {k: getattr(kernel, k) for k in kernel.__dataclass_fields__}
+                print(json.dumps({"case": name, **fields}), flush=True)  # noqa: T201
+    print(json.dumps({"compiled_late": late}), flush=True)  # noqa: T201
 
 
 if __name__ == "__main__":

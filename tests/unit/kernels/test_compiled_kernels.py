@@ -18,8 +18,8 @@ pytestmark = pytest.mark.timeout(300)
 
 
 @pytest.fixture(scope="module")
-def compiled() -> dict[str, list[dict]]:
-    """All cases, compiled once in a process in which kernels are not interpreted."""
+def told() -> list[dict]:
+    """What is told of all cases, compiled once in a process in which kernels are not interpreted."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     root = Path(compile_cases.__file__).parents[3]
     paths = [str(root / "tests"), str(root / "kernels"), environment.get("PYTHONPATH", "")]
@@ -27,15 +27,26 @@ def compiled() -> dict[str, list[dict]]:
     command = [sys.executable, compile_cases.__file__]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@pytest.fixture(scope="module")
+def compiled(told: list[dict]) -> dict[str, list[dict]]:
+    """The kernels of each case."""
     kernels: dict[str, list[dict]] = {}
-    for line in done.stdout.splitlines():
-        kernel = json.loads(line)
-        kernels.setdefault(kernel["case"], []).append(kernel)
+    for kernel in told:
+        if "case" in kernel:
+            kernels.setdefault(kernel["case"], []).append(kernel)
     return kernels
 
 
 def test_every_case_compiles(compiled) -> None:
     assert set(compiled) == {name for name, _ in compile_cases.cases()}
+
+
+def test_what_is_compiled_ahead_is_not_launched_there_and_not_compiled_again(told: list[dict]) -> None:
+    assert [fact["launched_ahead"] for fact in told if "launched_ahead" in fact] == [0]
+    assert [fact["compiled_late"] for fact in told if "compiled_late" in fact] == [[]]
 
 
 def test_no_kernel_spills(compiled) -> None:

@@ -67,6 +67,7 @@ class PreparedSteps:
         self.most_captured_tokens = most_captured_tokens(decoder.config)
         self._decode_steps: dict[Shape, DecodeStep] = {}
         self._chunk_steps: dict[ChunkShape, ChunkStep] = {}
+        self._num_captured = 0
         self._waiting: list[Shape | ChunkShape] = []  # the last one is prepared first
         if pool is not None:
             for length in reversed(_CHUNK_WIDTHS_TOKENS):
@@ -148,7 +149,7 @@ class PreparedSteps:
         self._ops.sample(logits, batch)
 
     def close(self) -> None:
-        """Give graphs and their memory back."""
+        """Give graphs and their memory back. No further step may run."""
         self._decode_steps.clear()
         self._chunk_steps.clear()
 
@@ -173,6 +174,10 @@ class PreparedSteps:
         except torch.cuda.OutOfMemoryError:
             _log.warning("step_not_captured", size=str(step.shape), reason="out of memory")
             self._waiting.clear()
+            if self._num_captured == 0:
+                self._pool = None  # a pool ends with the last of its graphs
+        else:
+            self._num_captured += 1
 
     def _width_for(self, num_tokens: int) -> int:
         """Return the pages of a block table that holds so many tokens, rounded up to few different widths."""

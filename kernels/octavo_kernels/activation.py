@@ -4,7 +4,7 @@ import torch
 import triton
 import triton.language as tl
 
-from octavo_kernels.launch import FLOATS, check_tensor
+from octavo_kernels.launch import FLOATS, cdiv, check_tensor, launch
 from octavo_kernels.overlap import early_launch, wait_for_previous
 
 _COLUMNS = 1024
@@ -24,8 +24,17 @@ def silu_mul(gate_up: torch.Tensor, out: torch.Tensor) -> None:
     check_tensor("out", out, (num_rows, width), gate_up.dtype, gate_up.device)
     if num_rows == 0:
         return
-    _silu_mul_columns[num_rows, triton.cdiv(width, _COLUMNS)](
-        gate_up, out, width, gate_up.stride(0), out.stride(0), COLUMNS=_COLUMNS, num_warps=4, **early_launch()
+    launch(
+        _silu_mul_columns,
+        (num_rows, cdiv(width, _COLUMNS)),
+        gate_up,
+        out,
+        width,
+        gate_up.stride(0),
+        out.stride(0),
+        COLUMNS=_COLUMNS,
+        num_warps=4,
+        **early_launch(),
     )
 
 

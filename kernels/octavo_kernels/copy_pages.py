@@ -7,7 +7,7 @@ import torch
 import triton
 import triton.language as tl
 
-from octavo_kernels.launch import check_tensor, check_vector
+from octavo_kernels.launch import cdiv, check_tensor, check_vector, launch
 
 _WORDS = 2048
 
@@ -68,7 +68,9 @@ def _launch(
     if ids.numel() == 0:
         return
     width = src.shape[1]
-    _copy_words[ids.numel(), triton.cdiv(width, _WORDS)](
+    launch(
+        _copy_words,
+        (ids.numel(), cdiv(width, _WORDS)),
         src,
         dst,
         src_ids,

@@ -6,13 +6,21 @@ kernel; longer ones leave a partial state per chunk, which the second kernel mer
 """
 
 import torch
-import triton
 
 from octavo_kernels.chunk_states import merge_chunks
 from octavo_kernels.decode_kernels import _decode_chunks
 from octavo_kernels.decode_plan import DecodePlan, check_plan
 from octavo_kernels.heuristics import CHUNK, DECODE, DECODE_EXACT, Tile, lookup
-from octavo_kernels.launch import architecture, check_attention, check_options, check_vector, must_upcast
+from octavo_kernels.launch import (
+    architecture,
+    cdiv,
+    check_attention,
+    check_options,
+    check_vector,
+    launch,
+    must_upcast,
+    next_power_of_2,
+)
 from octavo_kernels.overlap import early_launch
 
 
@@ -38,12 +46,12 @@ def most_members(head_dim: int, group: int, dtype: torch.dtype, page_size: int) 
         dtype: of queries, keys and values.
         page_size: tokens a page.
     """
-    d_pad = max(16, triton.next_power_of_2(head_dim))
+    d_pad = max(16, next_power_of_2(head_dim))
     return _tile_rows(lookup(DECODE_EXACT, architecture(), d_pad, group, dtype, page_size), group) // group
 
 
 def _tile_rows(tile: Tile, group: int) -> int:
-    return max(tile.rows, int(triton.next_power_of_2(group)))
+    return max(tile.rows, next_power_of_2(group))
 
 
 def paged_decode(
@@ -101,7 +109,7 @@ def paged_decode(
     num_kv_heads, page_size = k.shape[1], k.shape[2]
     if block_table.shape[0] != batch:
         raise ValueError(f"block_table: {block_table.shape[0]} rows, expected {batch}, one per query")
-    group, d_pad = num_heads // num_kv_heads, max(16, triton.next_power_of_2(head_dim))
+    group, d_pad = num_heads // num_kv_heads, max(16, next_power_of_2(head_dim))
     tile = tile or lookup(DECODE_EXACT if exact else DECODE, architecture(), d_pad, group, q.dtype, page_size)
     if chunk <= 0 or chunk % tile.tokens != 0:
         raise ValueError(f"chunk: {chunk}, expected a multiple of {tile.tokens}, the tokens of a tile")
@@ -115,7 +123,7 @@ def paged_decode(
         raise ValueError(f"workspace: device {workspace.device}, expected {q.device}")
     if batch == 0:
         return
-    num_chunks = triton.cdiv(max_len, chunk)
+    num_chunks = cdiv(max_len, chunk)
     if plan is not None or tickets is not None:
         span = 1
     lse_out = lse if lse is not None else workspace  # an address that is never written
@@ -127,7 +135,9 @@ def paged_decode(
         tickets = plan.tickets
     elif tickets is not None:
         check_vector("tickets", tickets, batch * num_kv_heads, torch.int32, q.device)
-    _decode_chunks[grid](
+    launch(
+        _decode_chunks,
+        grid,
         q,
         k,
         v,
@@ -174,7 +184,9 @@ def paged_decode(
         **early_launch(),
     )
     if num_chunks > span and tickets is None:
-        merge_chunks[num_heads, batch](
+        launch(
+            merge_chunks,
+            (num_heads, batch),
             workspace,
             seq_lens,
             sinks,

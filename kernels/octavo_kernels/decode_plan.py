@@ -11,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
-from octavo_kernels.launch import check_tensor, check_vector
+from octavo_kernels.launch import check_tensor, check_vector, launch, next_power_of_2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +88,9 @@ def plan_decode(plan: DecodePlan, seq_lens: torch.Tensor) -> None:
     if batch == 0:
         plan.work[:1].zero_()
         return
-    _plan_decode[(1,)](
+    launch(
+        _plan_decode,
+        (1,),
         seq_lens,
         plan.row_shared,
         plan.tile_shared,
@@ -98,7 +100,7 @@ def plan_decode(plan: DecodePlan, seq_lens: torch.Tensor) -> None:
         CHUNK=plan.chunk,
         WINDOW=plan.window,
         SHARED=tiles > 0,
-        LANES=max(16, triton.next_power_of_2(max(batch, tiles))),
+        LANES=max(16, next_power_of_2(max(batch, tiles))),
         num_warps=4,
     )
 

@@ -10,7 +10,16 @@ import triton
 import triton.language as tl
 
 from octavo_kernels.heuristics import CHUNK, EXTEND, EXTEND_EXACT, Tile, lookup
-from octavo_kernels.launch import architecture, check_attention, check_options, check_vector, must_upcast
+from octavo_kernels.launch import (
+    architecture,
+    cdiv,
+    check_attention,
+    check_options,
+    check_vector,
+    launch,
+    must_upcast,
+    next_power_of_2,
+)
 from octavo_kernels.page_tiles import finish_softmax, fold_state, load_tile, raw_scores, softmax_weights, token_offsets
 
 
@@ -73,20 +82,22 @@ def paged_extend(
     num_kv_heads, page_size = k.shape[1], k.shape[2]
     if num_tokens == 0 or batch == 0:
         return
-    group, d_pad = num_heads // num_kv_heads, max(16, triton.next_power_of_2(head_dim))
+    group, d_pad = num_heads // num_kv_heads, max(16, next_power_of_2(head_dim))
     tile = tile or lookup(EXTEND_EXACT if exact else EXTEND, architecture(), d_pad, group, q.dtype, page_size)
     if exact and (chunk <= 0 or chunk % tile.tokens != 0):
         raise ValueError(f"chunk: {chunk}, expected a multiple of {tile.tokens}, the tokens of a tile")
-    rows = max(tile.rows, triton.next_power_of_2(group))
+    rows = max(tile.rows, next_power_of_2(group))
     block_tokens = rows // group  # query tokens a program: rows beyond block_tokens * group stay idle
     num_blocks = num_tokens // block_tokens + batch
     per_sequence = 0
-    if max_q_len is not None and triton.cdiv(max_q_len, block_tokens) * batch < num_blocks:
-        per_sequence = triton.cdiv(max_q_len, block_tokens)
+    if max_q_len is not None and cdiv(max_q_len, block_tokens) * batch < num_blocks:
+        per_sequence = cdiv(max_q_len, block_tokens)
         num_blocks = per_sequence * batch
     if num_blocks == 0:
         return
-    _extend_blocks[num_kv_heads, num_blocks](
+    launch(
+        _extend_blocks,
+        (num_kv_heads, num_blocks),
         q,
         k,
         v,

@@ -52,12 +52,14 @@ DECODE = (
     Entry(tile=Tile(rows=16, tokens=64, warps=4, stages=5)),
 )
 
-# Extend is bound by arithmetic: 64 or 128 rows, 16 a warp, issue the 64-row warp-group instructions of Hopper.
+# Extend is bound by arithmetic: 64 or 128 rows, 16 a warp, issue the 64-row warp-group instructions of Hopper. With 64,
+# two programs share a multiprocessor, and one's softmax runs beside the other's products.
 EXTEND = (
     Entry(arch=INTERPRETER, tile=Tile(rows=32, tokens=32, warps=4, stages=2)),
     Entry(dtype=torch.float32, tile=Tile(rows=16, tokens=16, warps=4, stages=2)),
     Entry(head_dim=256, tile=Tile(rows=128, tokens=32, warps=8, stages=3)),
-    Entry(tile=Tile(rows=128, tokens=64, warps=8, stages=5)),
+    Entry(head_dim=64, tile=Tile(rows=128, tokens=64, warps=8, stages=5)),
+    Entry(tile=Tile(rows=64, tokens=64, warps=4, stages=5)),
 )
 
 # Exact decode rounds as extend does if a warp holds 16 whole rows and the tile as many keys as the one of EXTEND_EXACT.
@@ -72,7 +74,7 @@ EXTEND_EXACT = (
     Entry(arch=INTERPRETER, tile=Tile(rows=32, tokens=32, warps=4, stages=2, stagger=True)),
     Entry(dtype=torch.float32, tile=Tile(rows=16, tokens=16, warps=4, stages=2)),
     Entry(head_dim=256, tile=Tile(rows=64, tokens=32, warps=8, stages=2)),
-    Entry(tile=Tile(rows=128, tokens=64, warps=8, stages=5)),
+    Entry(tile=Tile(rows=64, tokens=64, warps=4, stages=5)),
 )
 
 # (sequences times key/value heads, tokens a chunk) of decodes that need not be exact; beyond the last, `_LONG_CHUNK`.

@@ -1,4 +1,6 @@
-"""What every launcher does before a launch: check its arguments and see where the kernel will run."""
+"""What every launcher does: check its arguments, see where the kernel will run, and launch it."""
+
+from typing import Any
 
 import torch
 import triton
@@ -6,6 +8,66 @@ import triton
 from octavo_kernels.heuristics import INTERPRETER
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def cdiv(count: int, size: int) -> int:
+    """Return count / size, rounded up. Triton's own function takes microseconds on the host: it serves kernels, too."""
+    return -(-count // size)
+
+
+def next_power_of_2(number: int) -> int:
+    """Return the least power of two that is no less than a positive number; as above."""
+    return 1 << (number - 1).bit_length()
+
+
+# Kernels by what they are specialized for: as many as a model has kinds of launches, times widths of block tables.
+_compiled: dict[tuple[Any, ...], Any] = {}
+
+
+def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **named: Any) -> None:
+    """Launch a kernel. Does what `kernel[grid](*args, **named)` does, in half the time once the kernel is compiled.
+
+    Triton needs longer to find a compiled kernel by its arguments than to launch it; here the key is only what it may be
+    specialized for: types, alignments, and the values of integers (unless they are declared not to matter) and of
+    what is named.
+
+    Args:
+        kernel: made by `triton.jit`, which need not be interpreted.
+        grid: programs along each of up to three axes.
+        args: tensors, integers, floats and None, in the order of the kernel's first parameters.
+        named: its other parameters, all known at compile time, and options of the launch, always in the same order.
+    """
+    if not isinstance(kernel, triton.JITFunction):  # interpreted
+        kernel[grid](*args, **named)
+        return
+    by_value, constants = _signatures.get(id(kernel)) or _read_signature(kernel, len(args))
+    forms: list[Any] = []
+    for arg, value_matters in zip(args, by_value, strict=True):
+        if isinstance(arg, torch.Tensor):
+            forms.append(arg.dtype)
+            forms.append(arg.data_ptr() % 16)
+        elif arg is None or isinstance(arg, float):
+            forms.append(type(arg))
+        else:
+            forms.append(arg if value_matters else None)
+    key = (id(kernel), triton.runtime.driver.active.get_current_device(), *forms, *named.values())
+    compiled = _compiled.get(key)
+    if compiled is None:
+        compiled = kernel[grid](*args, **named)
+        if compiled is not None:  # None: nothing was launched (see `compile_ahead`)
+            _compiled[key] = compiled
+        return
+    compiled[(*grid, 1, 1)](*args, *[named[name] for name in constants])
+
+
+# Of each kernel: whether the value of each argument matters, and the names of the other parameters.
+_signatures: dict[int, tuple[list[bool], list[str]]] = {}
+
+
+def _read_signature(kernel: Any, num_args: int) -> tuple[list[bool], list[str]]:
+    by_value = [not parameter.do_not_specialize for parameter in kernel.params[:num_args]]
+    signature = _signatures[id(kernel)] = by_value, kernel.arg_names[num_args:]
+    return signature
 
 
 def interpreted() -> bool:

@@ -16,7 +16,7 @@ from octavo_kernels.activation import silu_mul
 from octavo_kernels.heuristics import INTERPRETER
 from octavo_kernels.launch import FLOATS, architecture, check_tensor, check_vector
 from octavo_kernels.matmul_kernels import _product_persistent, _product_tile
-from octavo_kernels.matmul_tiles import ProductTile, exact_tile, fast_tile, form_sizes
+from octavo_kernels.matmul_tiles import ProductTile, exact_parts, fast_tile, form_sizes
 
 
 def matmul(x: torch.Tensor, w: torch.Tensor, bias: torch.Tensor | None, out: torch.Tensor, *, exact: bool) -> None:
@@ -30,11 +30,8 @@ def matmul(x: torch.Tensor, w: torch.Tensor, bias: torch.Tensor | None, out: tor
         exact: a row's bits must not depend on M or on the other rows.
     """
     _check(x, w, bias, out, w.shape[0])
-    tile = _tile(x, w, exact=exact, gated=False)
-    if tile is None:
+    if not _own_product(x, w, bias, None, out, exact=exact, gated=False):
         _library_product(x, w, bias, out)
-    else:
-        launch_product(tile, x, w, bias, None, out, gated=False)
 
 
 def matmul_add(
@@ -50,13 +47,10 @@ def matmul_add(
         exact: a row's bits must not depend on M or on the other rows.
     """
     _check(x, w, bias, residual, w.shape[0])
-    tile = _tile(x, w, exact=exact, gated=False)
-    if tile is None:
+    if not _own_product(x, w, bias, residual, residual, exact=exact, gated=False):
         torch.addmm(residual, x, w.t(), out=residual)
         if bias is not None:
             residual += bias
-    else:
-        launch_product(tile, x, w, bias, residual, residual, gated=False)
 
 
 def matmul_silu(
@@ -81,9 +75,7 @@ def matmul_silu(
     if w.ndim != 2 or w.shape[0] % 2 != 0:
         raise ValueError(f"w: shape {tuple(w.shape)}, expected [2 I, K]")
     _check(x, w, bias, out, w.shape[0] // 2)
-    tile = _tile(x, w, exact=exact, gated=True)
-    if tile is not None:
-        launch_product(tile, x, w, bias, None, out, gated=True)
+    if _own_product(x, w, bias, None, out, exact=exact, gated=True):
         return
     if gate_up is None:
         gate_up = x.new_empty(x.shape[0], w.shape[0])
@@ -177,10 +169,31 @@ def _prefetched(tile: ProductTile, row_bytes: int, *, gated: bool) -> int:
     return most if tile.early and most >= 16 * parts else 0
 
 
-def _tile(x: torch.Tensor, w: torch.Tensor, *, exact: bool, gated: bool) -> ProductTile | None:
-    choose = exact_tile if exact else fast_tile
+def _own_product(
+    x: torch.Tensor,
+    w: torch.Tensor,
+    bias: torch.Tensor | None,
+    residual: torch.Tensor | None,
+    out: torch.Tensor,
+    *,
+    exact: bool,
+    gated: bool,
+) -> bool:
+    """Compute a product with our kernels; do nothing and return False where the library is faster, and may be used."""
     arch, processors = _hardware(x.device)
-    return choose(arch, x.dtype, x.shape[0], w.shape[0], processors, gated=gated)
+    num_rows, num_columns = x.shape[0], w.shape[0]
+    if not exact:
+        tile = fast_tile(arch, x.dtype, num_rows, num_columns, processors, gated=gated)
+        if tile is not None:
+            launch_product(tile, x, w, bias, residual, out, gated=gated)
+        return tile is not None
+    parts = exact_parts(arch, x.dtype, num_rows, num_columns, x.shape[1], processors, gated=gated)
+    start = 0
+    for count, tile in parts:
+        rows = slice(start, start + count)
+        launch_product(tile, x[rows], w, bias, None if residual is None else residual[rows], out[rows], gated=gated)
+        start += count
+    return True
 
 
 def _library_product(x: torch.Tensor, w: torch.Tensor, bias: torch.Tensor | None, out: torch.Tensor) -> None:

@@ -2,7 +2,7 @@
 
 Any tile gives the same bits, so exact products may take whichever is fast. A few rows are bound by reading the weight:
 for them a table names the tile. Many rows are bound by arithmetic, and what matters is how well the tiles fill whole
-waves of multiprocessors: for them a model of the time chooses.
+waves of multiprocessors: for them a model of the time chooses, which may also leave the last rows to smaller tiles.
 """
 
 from collections.abc import Sequence
@@ -12,6 +12,7 @@ from functools import lru_cache
 import torch
 
 from octavo_kernels.heuristics import INTERPRETER
+from octavo_kernels.launch import cdiv
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +80,13 @@ _PLAIN = ProductTile(rows=32, columns=32, depth=32, warps=4, stages=2, x_tma=Fal
 _OLDER = ProductTile(rows=64, columns=64, depth=32, warps=4, stages=3, x_tma=False, w_tma=False)
 
 
+_HOPPER = 90
+
+# A second launch costs some 4 us, in which a multiprocessor of an H100 or H200 makes so many sums.
+_LAUNCH_SUMS = 12e6
+# Two launches must be modelled to take at most this share of the time of one.
+_WORTHWHILE = 0.96
+
 # More would be evicted from the L2 cache before it is used, or delay the loads that follow.
 _PREFETCH = 512
 
@@ -144,22 +152,62 @@ def exact_tile(
     """
     if arch == INTERPRETER or dtype == torch.float32:
         return _PLAIN
-    if arch < 90:
+    if arch < _HOPPER:
         return _OLDER
     for entry in FEW_ROWS:
         if num_rows <= entry.most_rows and (entry.most_columns is None or num_columns <= entry.most_columns):
             return entry.gated_tile if gated else entry.tile
-
-    def modelled_time(candidate: Candidate) -> float:
-        tile = candidate.tile
-        tiles = _ceil(num_rows, tile.rows) * _ceil(num_columns, tile.columns)
-        waves = _ceil(tiles, multiprocessors * candidate.resident)
-        if waves < candidate.least_waves:
-            return float("inf")
-        return waves * candidate.resident * tile.rows * tile.columns / candidate.speed
-
-    tile = min(MANY_ROWS, key=modelled_time).tile
+    tile = min(MANY_ROWS, key=lambda candidate: _modelled_time(candidate, num_rows, num_columns, multiprocessors)).tile
     return replace(tile, columns=tile.columns // 2) if gated else tile
+
+
+@lru_cache(maxsize=8192)
+def exact_parts(
+    arch: int, dtype: torch.dtype, num_rows: int, num_columns: int, depth: int, multiprocessors: int, *, gated: bool
+) -> tuple[tuple[int, ProductTile], ...]:
+    """Return an exact product's launches, as (rows, tile) from the first row on: one, or two if that is faster.
+
+    Large tiles reach the most of a multiprocessor, but where their last wave is nearly empty, whole waves of them and
+    smaller tiles for the other rows end sooner.
+
+    Args:
+        arch: compute capability, such as 90, or INTERPRETER.
+        dtype: of x and w.
+        num_rows: M.
+        num_columns: N, of both halves if gated.
+        depth: K.
+        multiprocessors: of the device.
+        gated: whether w is [gate | up].
+    """
+
+    def choose(rows: int) -> ProductTile:
+        return exact_tile(arch, dtype, rows, num_columns, multiprocessors, gated=gated)
+
+    def least_time(rows: int) -> float:
+        return min(_modelled_time(candidate, rows, num_columns, multiprocessors) for candidate in MANY_ROWS)
+
+    whole = ((num_rows, choose(num_rows)),)
+    if arch == INTERPRETER or arch < _HOPPER or dtype == torch.float32:
+        return whole
+    column_tiles = cdiv(num_columns, _LARGE.columns)
+    waves = num_rows // _LARGE.rows * column_tiles // multiprocessors
+    first = waves * multiprocessors // column_tiles * _LARGE.rows
+    if not 0 < first < num_rows:
+        return whole
+    split_time = least_time(first) + least_time(num_rows - first) + _LAUNCH_SUMS / depth
+    if split_time > _WORTHWHILE * least_time(num_rows):
+        return whole
+    return (first, choose(first)), (num_rows - first, choose(num_rows - first))
+
+
+def _modelled_time(candidate: Candidate, num_rows: int, num_columns: int, multiprocessors: int) -> float:
+    """Return the time of a product in sums that a multiprocessor makes, for each element along K."""
+    tile = candidate.tile
+    tiles = cdiv(num_rows, tile.rows) * cdiv(num_columns, tile.columns)
+    waves = cdiv(tiles, multiprocessors * candidate.resident)
+    if waves < candidate.least_waves:
+        return float("inf")
+    return waves * candidate.resident * tile.rows * tile.columns / candidate.speed
 
 
 @lru_cache(maxsize=8192)
@@ -168,7 +216,7 @@ def fast_tile(
 ) -> ProductTile | None:
     """Return the tile of a fast product, arguments as of `exact_tile`; None: the vendor's library is faster."""
     own = arch == INTERPRETER
-    if arch >= 90 and dtype != torch.float32:
+    if arch >= _HOPPER and dtype != torch.float32:
         if gated:  # one kernel instead of two
             own = num_rows <= 256 or num_rows >= 1024
         else:
@@ -210,7 +258,3 @@ def form_sizes(
             seen |= forms
             sizes.append(rows)
     return sizes
-
-
-def _ceil(count: int, size: int) -> int:
-    return -(-count // size)

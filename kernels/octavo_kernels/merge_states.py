@@ -4,7 +4,7 @@ import torch
 import triton
 import triton.language as tl
 
-from octavo_kernels.launch import FLOATS, check_tensor
+from octavo_kernels.launch import FLOATS, cdiv, check_tensor, launch, next_power_of_2
 
 
 def merge_states(
@@ -42,9 +42,11 @@ def merge_states(
     num_rows, head_dim = shape[0] * shape[1], shape[2]
     if num_rows == 0:
         return
-    d_pad = triton.next_power_of_2(head_dim)
+    d_pad = next_power_of_2(head_dim)
     rows = max(1, 1024 // d_pad)
-    _merge_states[(triton.cdiv(num_rows, rows),)](
+    launch(
+        _merge_states,
+        (cdiv(num_rows, rows),),
         out_a,
         lse_a,
         out_b,

@@ -8,7 +8,7 @@ import torch
 import triton
 import triton.language as tl
 
-from octavo_kernels.launch import FLOATS, check_tensor, check_vector
+from octavo_kernels.launch import FLOATS, check_tensor, check_vector, launch, next_power_of_2
 from octavo_kernels.overlap import early_launch, wait_for_previous
 
 
@@ -54,8 +54,10 @@ def _launch(
     num_rows, width = x.shape
     if num_rows == 0:
         return
-    padded = triton.next_power_of_2(width)
-    _rmsnorm_rows[(num_rows,)](
+    padded = next_power_of_2(width)
+    launch(
+        _rmsnorm_rows,
+        (num_rows,),
         x,
         residual,
         weight,

@@ -15,7 +15,7 @@ import torch
 import triton
 import triton.language as tl
 
-from octavo_kernels.launch import FLOATS, check_tensor, check_vector
+from octavo_kernels.launch import FLOATS, cdiv, check_tensor, check_vector, launch
 from octavo_kernels.overlap import early_launch, wait_for_previous
 
 _CHUNK = 2048
@@ -47,7 +47,9 @@ def penalize(
     check_tensor("out", out, (batch, vocab_size), torch.float32, logits.device)
     if batch == 0:
         return
-    _penalize_chunk[triton.cdiv(vocab_size, _CHUNK), batch](
+    launch(
+        _penalize_chunk,
+        (cdiv(vocab_size, _CHUNK), batch),
         logits,
         tallies,
         slots,
@@ -96,7 +98,9 @@ def take_penalized(
     check_vector("logprobs", logprobs, batch, torch.float32, logits.device)
     if batch == 0:
         return
-    _take_row[(batch,)](
+    launch(
+        _take_row,
+        (batch,),
         logits,
         penalized_ids,
         tallies,

@@ -4,11 +4,12 @@ import torch
 import triton
 import triton.language as tl
 
-from octavo_kernels.launch import FLOATS, check_pages, check_tensor, check_vector
+from octavo_kernels.launch import FLOATS, cdiv, check_pages, check_tensor, check_vector, launch, next_power_of_2
 from octavo_kernels.overlap import early_launch, wait_for_previous
 
-_MANY_TOKENS = 512
-_HEADS = 4
+# Tokens of a program: more make wider loads, fewer more programs for a few tokens. The same for any number of tokens, for
+# the order in which a norm's squares are added may depend on it.
+_TOKENS = 2
 
 
 def rope_qknorm_write(
@@ -60,11 +61,11 @@ def rope_qknorm_write(
     if num_tokens == 0:
         return
     group = num_heads // num_kv_heads
-    half_pad = triton.next_power_of_2(head_dim // 2)
-    group_pad = triton.next_power_of_2(group)
-    # Few tokens: a program for each head keeps all multiprocessors busy. Many: four heads in turn hide each other's loads.
-    heads = _HEADS if num_tokens >= _MANY_TOKENS and num_kv_heads % _HEADS == 0 else 1
-    _rope_write_groups[num_tokens, num_kv_heads // heads](
+    half_pad = next_power_of_2(head_dim // 2)
+    group_pad = next_power_of_2(group)
+    launch(
+        _rope_write_groups,
+        (cdiv(num_tokens, _TOKENS), num_kv_heads),
         qkv,
         positions,
         slots,
@@ -75,18 +76,19 @@ def rope_qknorm_write(
         q_weight,
         k_weight,
         eps,
+        num_tokens,
         qkv.stride(0),
         k.stride(0),
         k.stride(1),
         k.stride(2),
+        TOKENS=_TOKENS,
         KV_HEADS=num_kv_heads,
-        HEADS=heads,
         GROUP=group,
         GROUP_PAD=group_pad,
         HALF=head_dim // 2,
         HALF_PAD=half_pad,
         PAGE=page_size,
-        num_warps=1 if group_pad * half_pad <= 256 else 2,
+        num_warps=max(1, _TOKENS * group_pad * half_pad // 1024),
         **early_launch(),
     )
 
@@ -95,8 +97,8 @@ def rope_qknorm_write(
 def _norm_rotate(low, high, cos, sin, weight_ptr, eps, HALF: tl.constexpr, HALF_PAD: tl.constexpr, dtype: tl.constexpr):
     """Normalise (if there is a weight) and rotate the two halves [ROWS, HALF_PAD] of some heads, in fp32.
 
-    Every rounding is spelled out (fma): left to the compiler, forms for one head and for several would differ in the last
-    bit, for it chooses which products become part of a fused multiply-add.
+    Every rounding is spelled out (fma): left to itself, a compiler chooses which products become part of a fused
+    multiply-add.
     """
     if weight_ptr is not None:
         cols = tl.arange(0, HALF_PAD)
@@ -110,7 +112,7 @@ def _norm_rotate(low, high, cos, sin, weight_ptr, eps, HALF: tl.constexpr, HALF_
     return tl.fma(low, cos, -tl.fma(high, sin, 0.0)), tl.fma(high, cos, tl.fma(low, sin, 0.0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tokens"])
 def _rope_write_groups(
     qkv_ptr,
     positions_ptr,
@@ -122,12 +124,13 @@ def _rope_write_groups(
     q_weight_ptr,
     k_weight_ptr,
     eps,
+    num_tokens,
     stride_qkv_row,
     stride_page,
     stride_kv_head,
     stride_token,
+    TOKENS: tl.constexpr,
     KV_HEADS: tl.constexpr,
-    HEADS: tl.constexpr,
     GROUP: tl.constexpr,
     GROUP_PAD: tl.constexpr,
     HALF: tl.constexpr,
@@ -137,40 +140,48 @@ def _rope_write_groups(
 ):
     """(x1, x2) -> (x1 cos - x2 sin, x2 cos + x1 sin) on the halves of a head, after an optional RMSNorm.
 
-    Grid (token, HEADS key/value heads). For each of them a program handles the GROUP query heads, the key and the value.
+    Grid (TOKENS tokens, key/value head): the GROUP query heads, the key and the value of each of these tokens.
     """
-    token, first_head = tl.program_id(0).to(tl.int64), tl.program_id(1) * HEADS
+    first, kv_head = tl.program_id(0).to(tl.int64) * TOKENS, tl.program_id(1)
     D: tl.constexpr = 2 * HALF
     num_heads = KV_HEADS * GROUP
     dtype: tl.constexpr = q_out_ptr.dtype.element_ty
     cols = tl.arange(0, HALF_PAD)[None, :]
-    rows = tl.arange(0, GROUP_PAD)[:, None]
     inside = cols < HALF
     wait_for_previous(EARLY)
-    angles = cos_sin_ptr + tl.load(positions_ptr + token) * D + cols
-    cos = tl.load(angles, mask=inside, other=0.0)
-    sin = tl.load(angles + HALF, mask=inside, other=0.0)
-    slot = tl.load(slots_ptr + token)
-    row_ptr = qkv_ptr + token * stride_qkv_row
-    cells = inside & (rows < GROUP)
-    for offset in tl.static_range(HEADS):
-        kv_head = first_head + offset
-        q_in = row_ptr + (kv_head * GROUP + rows) * D + cols
-        q_low = tl.load(q_in, mask=cells, other=0.0).to(tl.float32)
-        q_high = tl.load(q_in + HALF, mask=cells, other=0.0).to(tl.float32)
-        q_low, q_high = _norm_rotate(q_low, q_high, cos, sin, q_weight_ptr, eps, HALF, HALF_PAD, dtype)
-        q_out = q_out_ptr + (token * num_heads + kv_head * GROUP + rows) * D + cols
-        tl.store(q_out, q_low.to(dtype), mask=cells)
-        tl.store(q_out + HALF, q_high.to(dtype), mask=cells)
 
-        written = inside & (slot >= 0)
-        place = slot // PAGE * stride_page + kv_head.to(tl.int64) * stride_kv_head + slot % PAGE * stride_token + cols
-        k_in = row_ptr + (num_heads + kv_head) * D + cols
-        k_low = tl.load(k_in, mask=written, other=0.0).to(tl.float32)
-        k_high = tl.load(k_in + HALF, mask=written, other=0.0).to(tl.float32)
-        k_low, k_high = _norm_rotate(k_low, k_high, cos, sin, k_weight_ptr, eps, HALF, HALF_PAD, dtype)
-        tl.store(k_ptr + place, k_low.to(dtype), mask=written)
-        tl.store(k_ptr + place + HALF, k_high.to(dtype), mask=written)
-        v_in = row_ptr + (num_heads + KV_HEADS + kv_head) * D + cols
-        tl.store(v_ptr + place, tl.load(v_in, mask=written, other=0.0), mask=written)
-        tl.store(v_ptr + place + HALF, tl.load(v_in + HALF, mask=written, other=0.0), mask=written)
+    rows = tl.arange(0, TOKENS * GROUP_PAD)
+    token, head = first + rows // GROUP_PAD, kv_head * GROUP + rows % GROUP_PAD
+    present = (token < num_tokens) & (rows % GROUP_PAD < GROUP)
+    cells = present[:, None] & inside
+    position = tl.load(positions_ptr + token, mask=present, other=0)
+    angles = cos_sin_ptr + position[:, None] * D + cols
+    cos = tl.load(angles, mask=cells, other=0.0)
+    sin = tl.load(angles + HALF, mask=cells, other=0.0)
+    q_in = qkv_ptr + token[:, None] * stride_qkv_row + head[:, None] * D + cols
+    low = tl.load(q_in, mask=cells, other=0.0).to(tl.float32)
+    high = tl.load(q_in + HALF, mask=cells, other=0.0).to(tl.float32)
+    low, high = _norm_rotate(low, high, cos, sin, q_weight_ptr, eps, HALF, HALF_PAD, dtype)
+    q_out = q_out_ptr + (token * num_heads + head)[:, None] * D + cols
+    tl.store(q_out, low.to(dtype), mask=cells)
+    tl.store(q_out + HALF, high.to(dtype), mask=cells)
+
+    token = first + tl.arange(0, TOKENS)
+    present = token < num_tokens
+    slot = tl.load(slots_ptr + token, mask=present, other=-1)
+    position = tl.load(positions_ptr + token, mask=present, other=0)
+    written = (slot >= 0)[:, None] & inside
+    angles = cos_sin_ptr + position[:, None] * D + cols
+    cos = tl.load(angles, mask=written, other=0.0)
+    sin = tl.load(angles + HALF, mask=written, other=0.0)
+    place = slot // PAGE * stride_page + kv_head.to(tl.int64) * stride_kv_head + slot % PAGE * stride_token
+    place = place[:, None] + cols
+    k_in = qkv_ptr + token[:, None] * stride_qkv_row + (num_heads + kv_head) * D + cols
+    low = tl.load(k_in, mask=written, other=0.0).to(tl.float32)
+    high = tl.load(k_in + HALF, mask=written, other=0.0).to(tl.float32)
+    low, high = _norm_rotate(low, high, cos, sin, k_weight_ptr, eps, HALF, HALF_PAD, dtype)
+    tl.store(k_ptr + place, low.to(dtype), mask=written)
+    tl.store(k_ptr + place + HALF, high.to(dtype), mask=written)
+    v_in = k_in + KV_HEADS * D
+    tl.store(v_ptr + place, tl.load(v_in, mask=written, other=0.0), mask=written)
+    tl.store(v_ptr + place + HALF, tl.load(v_in + HALF, mask=written, other=0.0), mask=written)

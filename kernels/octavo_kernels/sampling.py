@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 
 from octavo_kernels.gumbel import draw, gumbel_at
-from octavo_kernels.launch import FLOATS, check_tensor, check_vector
+from octavo_kernels.launch import FLOATS, cdiv, check_tensor, check_vector, launch, next_power_of_2
 from octavo_kernels.overlap import early_launch, wait_for_previous
 from octavo_kernels.truncation import (
     collect,
@@ -50,7 +50,7 @@ def sample_workspace_size(batch: int, vocab_size: int) -> int:
 
 
 def _record_size(vocab_size: int) -> int:
-    num_chunks = triton.cdiv(vocab_size, _CHUNK)
+    num_chunks = cdiv(vocab_size, _CHUNK)
     num_groups = num_chunks * (_CHUNK // _GROUP)
     return int(_HEADER + _FIELDS * num_chunks + 2 * num_groups + 2 * _num_candidates(num_chunks))
 
@@ -104,14 +104,24 @@ def sample(
         raise ValueError(f"workspace: {workspace.numel()} elements, expected at least {size}")
     if batch == 0:
         return
-    num_chunks = triton.cdiv(vocab_size, _CHUNK)
+    num_chunks = cdiv(vocab_size, _CHUNK)
     parameters = (temperature, top_k, top_p, min_p, seed, position)
     layout = (vocab_size, logits.stride(0), _record_size(vocab_size))
     constants = {"GROUP": _GROUP, "HEADER": _HEADER, "FIELDS": _FIELDS, **early_launch()}
-    _summarize_chunk[num_chunks, batch](
-        logits, *parameters, workspace, *layout, CHUNK=_CHUNK, num_warps=_CHUNK_WARPS, **constants
+    launch(
+        _summarize_chunk,
+        (num_chunks, batch),
+        logits,
+        *parameters,
+        workspace,
+        *layout,
+        CHUNK=_CHUNK,
+        num_warps=_CHUNK_WARPS,
+        **constants,
     )
-    _finish_row[(batch,)](
+    launch(
+        _finish_row,
+        (batch,),
         logits,
         *parameters,
         workspace,
@@ -119,9 +129,9 @@ def sample(
         out_logprobs,
         *layout,
         NUM_CHUNKS=num_chunks,
-        CHUNKS_PAD=triton.next_power_of_2(num_chunks),
+        CHUNKS_PAD=next_power_of_2(num_chunks),
         NUM_GROUPS=num_chunks * (_CHUNK // _GROUP),
-        GROUPS_PAD=triton.next_power_of_2(num_chunks * (_CHUNK // _GROUP)),
+        GROUPS_PAD=next_power_of_2(num_chunks * (_CHUNK // _GROUP)),
         CANDIDATES=_num_candidates(num_chunks),
         TILE=_ROW_TILE,
         num_warps=_ROW_WARPS,

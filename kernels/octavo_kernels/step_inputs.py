@@ -10,7 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
-from octavo_kernels.launch import FLOATS, check_tensor, check_vector
+from octavo_kernels.launch import FLOATS, cdiv, check_tensor, check_vector, launch
 from octavo_kernels.overlap import early_launch, wait_for_previous
 
 ROW_WORDS = 5
@@ -68,7 +68,9 @@ def decode_inputs(
         raise ValueError(f"block_tables: {width} pages wide, expected at most {tables.shape[1]}")
     if batch == 0:
         return
-    _lay_out_row[batch, triton.cdiv(width, _TILE)](
+    launch(
+        _lay_out_row,
+        (batch, cdiv(width, _TILE)),
         rows,
         last_tokens,
         tables,
@@ -150,8 +152,8 @@ def ban_tokens(logits: torch.Tensor, bans: torch.Tensor) -> None:
     check_tensor("bans", bans, (2, bans.shape[1]), torch.int32, logits.device)
     num_bans = bans.shape[1]
     if num_bans:
-        grid = (triton.cdiv(num_bans, _BANS),)
-        _ban[grid](logits, bans, num_bans, bans.stride(0), logits.stride(0), BANS=_BANS, **early_launch())
+        grid = (cdiv(num_bans, _BANS),)
+        launch(_ban, grid, logits, bans, num_bans, bans.stride(0), logits.stride(0), BANS=_BANS, **early_launch())
 
 
 @triton.jit(do_not_specialize=["num_bans", "stride_bans"])

@@ -139,11 +139,11 @@ def test_captured_steps_with_chunks_give_the_bits_of_uncaptured_ones(is_idle_fir
         warmed(captured)
     runner: Any = uncaptured._runner
     runner.prepared.most_captured_tokens = 0
-    runner.prepared.close()  # what it has met while it warmed up
+    runner.prepared._chunk_steps.clear()  # what it has met while it warmed up
     outputs = [octavo.generate(mixed_requests(60)) for octavo in (captured, uncaptured)]
     assert not runner.prepared._chunk_steps
     steps = cast("Any", captured._runner).prepared._chunk_steps.values()
-    assert sum(step._graph is not None for step in steps) > 3
+    assert sum(step._graph is not None for step in steps) >= 3
     for at, output in outputs[0].items():
         assert (output.token_ids, output.logprobs) == (outputs[1][at].token_ids, outputs[1][at].logprobs), (
             f"request {at}"

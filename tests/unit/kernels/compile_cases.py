@@ -180,10 +180,32 @@ def main() -> None:
         for name, launch in cases():
             kernels.clear()
             launch()
-            for kernel in kernels:
+            once = kernels.copy()
+            launch()
+            print(json.dumps({"launched_again": kernels == 2 * once}), flush=True)  # noqa: T201
+            for kernel in once:
                 fields = {k: getattr(kernel, k) for k in kernel.__dataclass_fields__}
                 print(json.dumps({"case": name, **fields}), flush=True)  # noqa: T201
-    print(json.dumps({"compiled_late": late}), flush=True)  # noqa: T201
+        print(json.dumps({"compiled_late": late}), flush=True)  # noqa: T201
+        for name, operands in forms_of_one_kernel():
+            late.clear()
+            activation.silu_mul(*operands)
+            print(json.dumps({"form": name, "compiled": len(late)}), flush=True)  # noqa: T201
+
+
+def forms_of_one_kernel() -> Iterator[tuple[str, tuple[torch.Tensor, torch.Tensor]]]:
+    """Operands for one launcher: whatever a kernel is specialized for has a form of its own."""
+    whole = torch.empty(8, 4096, dtype=BF16)
+    yield "first", (whole[:, :64], whole[:, 64:96])
+    yield (
+        "more rows than before",
+        (torch.empty(90, 4096, dtype=BF16)[:, :64], torch.empty(90, 4096, dtype=BF16)[:, :32]),
+    )
+    yield "another address", (whole[:, 1:65], whole[:, 128:160])
+    yield "another stride", (torch.empty(8, 4097, dtype=BF16)[:, :64], whole[:, 64:96])
+    yield "another width", (whole[:, :62], whole[:, 64:95])
+    yield "another type", (torch.empty(8, 4096)[:, :64], torch.empty(8, 4096)[:, :32])
+    yield "the first again", (whole[:, :64], whole[:, 64:96])
 
 
 if __name__ == "__main__":

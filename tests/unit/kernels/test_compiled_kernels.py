@@ -49,10 +49,27 @@ def test_what_is_compiled_ahead_is_not_launched_there_and_not_compiled_again(tol
     assert [fact["compiled_late"] for fact in told if "compiled_late" in fact] == [[]]
 
 
-def test_no_kernel_spills(compiled) -> None:
+def test_what_was_launched_once_is_launched_the_same_again(told: list[dict]) -> None:
+    again = [fact["launched_again"] for fact in told if "launched_again" in fact]
+    assert len(again) > 50
+    assert all(again)
+
+
+def test_a_kernel_is_compiled_anew_for_what_it_is_specialized_for_and_for_nothing_else(told: list[dict]) -> None:
+    compiled = {fact["form"]: fact["compiled"] for fact in told if "form" in fact}
+    reused = {"first", "more rows than before", "the first again"}
+    assert len(compiled) > len(reused)
+    assert {name for name, count in compiled.items() if count == 0} == reused, compiled
+
+
+def test_no_kernel_spills_what_its_loop_needs(compiled) -> None:
     for kernel in all_kernels(compiled):
         counts = kernel["instructions"]
-        assert (kernel["spill_bytes"], counts.get("LDL", 0), counts.get("STL", 0)) == (0, 0, 0), kernel
+        spills = kernel["spill_bytes"], counts.get("LDL", 0), counts.get("STL", 0)
+        # Exact chunks keep two states in registers, all 255 of them. A few words more than fit cost less than tiles of 128
+        # rows, of which a multiprocessor takes one (measured on an H200: 5 % slower).
+        allowed = (16, 4, 4) if kernel["case"] == "extend d128 g4 page16 exact" else (0, 0, 0)
+        assert spills <= allowed, kernel
 
 
 def test_every_kernel_fits_into_shared_memory(compiled) -> None:

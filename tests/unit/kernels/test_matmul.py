@@ -10,7 +10,7 @@ from octavo_kernels.activation import silu_mul
 from octavo_kernels.heuristics import INTERPRETER
 from octavo_kernels.launch import interpreted
 from octavo_kernels.matmul import launch_product, matmul, matmul_add, matmul_silu
-from octavo_kernels.matmul_tiles import ProductTile, exact_tile, fast_tile, form_sizes
+from octavo_kernels.matmul_tiles import ProductTile, exact_parts, exact_tile, fast_tile, form_sizes
 from unit.kernels.paged_batch import DEVICE
 
 TILE = ProductTile(rows=16, columns=32, depth=32, warps=4, stages=2)
@@ -173,6 +173,32 @@ def test_tiles_for_many_rows_fill_the_multiprocessors() -> None:
     large = exact_tile(90, torch.bfloat16, 8192, 4096, 132, gated=False)
     assert small.rows * small.columns == 64 * 64  # 128 programs
     assert large.rows * large.columns == 128 * 256
+
+
+def test_rows_beyond_whole_waves_are_left_to_smaller_tiles() -> None:
+    """4096 columns are 16 large tiles wide: 8 rows of them are a wave of 132 multiprocessors."""
+
+    def parts(rows: int, columns: int, depth: int, *, gated: bool = False) -> list[int]:
+        chosen = exact_parts(90, torch.bfloat16, rows, columns, depth, 132, gated=gated)
+        for count, tile in chosen:
+            assert tile == exact_tile(90, torch.bfloat16, count, columns, 132, gated=gated), "no form of its own"
+        return [count for count, _ in chosen]
+
+    assert parts(1280, 4096, 14336) == [1024, 256]
+    assert parts(2304, 4096, 4096) == [2048, 256]
+    assert parts(1024, 4096, 4096) == [1024]
+    assert parts(1536, 4096, 4096) == [1536], "half a wave of large tiles is as fast"
+    assert parts(1280, 1024, 3072) == [1280], "less than a wave"
+    assert parts(1280, 28672, 4096, gated=True) == [1280], "one of nine waves"
+    assert parts(1280, 4096, 64) == [1280], "the second launch would take longer"
+    for rows in range(1, 9000, 7):
+        for columns, depth in ((6144, 4096), (4096, 14336), (1024, 2048), (151936, 1024)):
+            assert sum(parts(rows, columns, depth)) == rows
+
+
+@pytest.mark.parametrize(("arch", "dtype"), [(INTERPRETER, torch.bfloat16), (80, torch.bfloat16), (90, torch.float32)])
+def test_other_hardware_and_types_have_one_tile(arch, dtype) -> None:
+    assert len(exact_parts(arch, dtype, 1280, 4096, 4096, 132, gated=False)) == 1
 
 
 def test_fast_products_leave_many_rows_to_the_library() -> None:

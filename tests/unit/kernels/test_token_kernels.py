@@ -92,22 +92,29 @@ def test_rope_write_equals_reference(shape) -> None:
     assert torch.equal(pools[0][3, 1, 1, :, 1], value)
 
 
-def test_rope_of_several_heads_in_turn_equals_one_of_each(monkeypatch) -> None:
-    tokens, group, kv_heads, head_dim = 3, 2, 8, 32
-    qkv = random(tokens, (group + 2) * kv_heads * head_dim)
-    positions, slots = torch.arange(tokens, device=DEVICE), torch.tensor([5, -1, 20], device=DEVICE)
-    cos_sin = random(tokens, head_dim)
+def test_rope_gives_a_token_the_same_bits_beside_others() -> None:
+    tokens, group, kv_heads, head_dim = 19, 2, 2, 32
+    qkv, cos_sin = random(tokens, (group + 2) * kv_heads * head_dim), random(tokens, head_dim)
+    positions, slots = torch.arange(tokens, device=DEVICE), torch.arange(tokens, device=DEVICE) + 3
+    slots[4] = -1
     weights = [random(head_dim) for _ in range(2)]
-    outs, pools = [], []
-    for many_tokens in (tokens, tokens + 1):
-        monkeypatch.setattr(rope_write, "_MANY_TOKENS", many_tokens)
-        pools.append(torch.zeros(2, 1, 2, kv_heads, 16, head_dim, device=DEVICE))
-        outs.append(torch.full((tokens, group * kv_heads, head_dim), torch.nan, device=DEVICE))
-        k, v = pools[-1][:, 0, 0], pools[-1][:, 0, 1]
-        rope_write.rope_qknorm_write(qkv, positions, slots, cos_sin, k, v, outs[-1], *weights)
-    assert torch.equal(outs[0], outs[1])
-    assert torch.equal(pools[0], pools[1])
-    assert pools[1].count_nonzero() == 2 * 2 * kv_heads * head_dim
+
+    def rotated(chosen: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        pool = torch.zeros(2, 1, 2, kv_heads, 16, head_dim, device=DEVICE)
+        out = torch.full((len(qkv[chosen]), group * kv_heads, head_dim), torch.nan, device=DEVICE)
+        rope_write.rope_qknorm_write(
+            qkv[chosen], positions[chosen], slots[chosen], cos_sin, pool[:, 0, 0], pool[:, 0, 1], out, *weights
+        )
+        return out, pool
+
+    out, pool = rotated(slice(None))
+    assert pool.count_nonzero() == (tokens - 1) * 2 * kv_heads * head_dim
+    total = torch.zeros_like(pool)
+    for token in range(tokens):
+        alone, written = rotated(slice(token, token + 1))
+        assert torch.equal(alone[0], out[token])
+        total += written
+    assert torch.equal(total, pool)
 
 
 def test_rope_at_position_zero_changes_nothing() -> None:

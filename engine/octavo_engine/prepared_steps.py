@@ -9,6 +9,7 @@ from typing import Any, Final
 import numpy as np
 import structlog
 import torch
+from octavo_kernels.launch import next_power_of_2
 
 from octavo_engine.backends.ops import Ops
 from octavo_engine.batch import Layout, build_batch, widest_table
@@ -121,8 +122,9 @@ class PreparedSteps:
         self._state.penalties.release()
         width = self._width_for(_LEAST_WIDTH_TOKENS)
         shapes = [Shape(size, width) for size in step_sizes(self._most_decodes)]
-        if self._ops.shared_members > 1:
-            shapes.append(Shape(self._most_decodes, width, shares=True))
+        if self._ops.shared_members > 1:  # the kernel that lists shared prefixes is made for powers of two of rows
+            sizes_shared = {next_power_of_2(size) for size in step_sizes(self._most_decodes)}
+            shapes += [Shape(min(size, self._most_decodes), width, shares=True) for size in sorted(sizes_shared)]
         for shape in shapes:
             DecodeStep(self._decoder, self._ops, self._state, shape).rehearse()
         mixed = self._usual_chunk_shapes(_CHUNK_WIDTHS_TOKENS[0], _MIXED_TOKENS)

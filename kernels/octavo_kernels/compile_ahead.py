@@ -13,6 +13,8 @@ from typing import Any, Final
 
 import triton
 
+from octavo_kernels.launch import without_launches
+
 _MOST_THREADS: Final = 32
 
 
@@ -20,19 +22,19 @@ _MOST_THREADS: Final = 32
 def compiled_ahead() -> Iterator[None]:
     """Launch nothing inside the block; at its end compile and load, side by side, what would have been compiled there.
 
-    Kernels that this process has compiled before are launched all the same, so the block belongs at its start. What
-    the others would have written is undefined: the block may compute with it, but must not read an address of it.
+    What kernels would have written is undefined there: the block may compute with it, but must not decide by it.
     """
     missing: dict[tuple[Any, str], None] = {}
 
     def note(*, fn: Any, compile: dict[str, Any], **_: Any) -> bool:  # noqa: A002 - Triton names it
         missing[fn.jit_function, compile["specialization_data"]] = None
-        return True  # neither compiled nor launched
+        return True  # not compiled now
 
     settings = triton.knobs.runtime
     before, settings.jit_cache_hook = settings.jit_cache_hook, note
     try:
-        yield
+        with without_launches():
+            yield
     finally:
         settings.jit_cache_hook = before
     driver = triton.runtime.driver.active

@@ -1,5 +1,7 @@
 """What every launcher does: check its arguments, see where the kernel will run, and launch it."""
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -22,6 +24,24 @@ def next_power_of_2(number: int) -> int:
 
 # Kernels by what they are specialized for: as many as a model has kinds of launches, times widths of block tables.
 _compiled: dict[tuple[Any, ...], Any] = {}
+# While nothing is launched: what would have been. None: launches are launches.
+_left_out: set[tuple[Any, ...]] | None = None
+
+
+@contextmanager
+def without_launches() -> Iterator[None]:
+    """Launch nothing inside the block: a kernel that is not compiled yet is compiled there, or left to Triton's hooks.
+
+    What kernels would have written there is undefined.
+    """
+    global _left_out  # noqa: PLW0603 - launches are too many and too short to ask for more
+    if _left_out is not None:
+        raise RuntimeError("launches are left out already")
+    _left_out = set()
+    try:
+        yield
+    finally:
+        _left_out = None
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **named: Any) -> None:
@@ -50,14 +70,37 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **named: Any) -> None
             forms.append(type(arg))
         else:
             forms.append(arg if value_matters else None)
-    key = (id(kernel), triton.runtime.driver.active.get_current_device(), *forms, *named.values())
+    launch_keyed((*forms, *named.values()), kernel, grid, args, named, constants)
+
+
+def launch_keyed(
+    forms: tuple[Any, ...],
+    kernel: Any,
+    grid: tuple[int, ...],
+    args: tuple[Any, ...],
+    named: dict[str, Any],
+    constants: Sequence[str] = (),
+) -> None:
+    """Launch a kernel that is found by a given key.
+
+    Args:
+        forms: what the kernel is specialized for: the same only for what Triton compiles to the same.
+        kernel: made by `triton.jit` and not interpreted.
+        grid: as of `launch`.
+        args: likewise.
+        named: likewise.
+        constants: which of `named` are parameters of the kernel, in its order; the others are options of the launch.
+    """
+    key = (id(kernel), triton.runtime.driver.active.get_current_device(), *forms)
     compiled = _compiled.get(key)
-    if compiled is None:
-        compiled = kernel[grid](*args, **named)
-        if compiled is not None:  # None: nothing was launched (see `compile_ahead`)
-            _compiled[key] = compiled
-        return
-    compiled[(*grid, 1, 1)](*args, *[named[name] for name in constants])
+    if _left_out is not None:
+        if compiled is None and key not in _left_out:
+            kernel.warmup(*args, grid=grid, **named)
+            _left_out.add(key)
+    elif compiled is None:
+        _compiled[key] = kernel[grid](*args, **named)
+    else:
+        compiled[(*grid, 1, 1)](*args, *[named[name] for name in constants])
 
 
 # Of each kernel: whether the value of each argument matters, and the names of the other parameters.

@@ -6,7 +6,6 @@ one chain of sums along K (see matmul_kernels). Fast products take whichever ker
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
 
 import torch
 import triton
@@ -14,7 +13,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from octavo_kernels.activation import silu_mul
 from octavo_kernels.heuristics import INTERPRETER
-from octavo_kernels.launch import FLOATS, architecture, check_tensor, check_vector
+from octavo_kernels.launch import FLOATS, architecture, check_tensor, check_vector, launch_keyed
 from octavo_kernels.matmul_kernels import _product_persistent, _product_tile
 from octavo_kernels.matmul_tiles import ProductTile, exact_parts, fast_tile, form_sizes
 
@@ -142,24 +141,15 @@ def launch_product(
         *flags,
         *(() if tile.persistent else (tile.early, prefetch)),
     )
-    # Triton needs longer to find a compiled kernel by its arguments than to launch it. This key holds all that the
-    # kernel is specialized for.
+    kernel = _product_persistent if tile.persistent else _product_tile
+    options = {"num_warps": tile.warps, "num_stages": tile.stages} | ({"launch_pdl": True} if tile.early else {})
+    if arch == INTERPRETER:
+        kernel[num_programs,](*arguments, **options)
+        return
+    # All that the kernel is specialized for; descriptors follow from it.
     alignment = tuple(tensor.data_ptr() % 16 for tensor in (x, w, *tensors))
-    device = None if arch == INTERPRETER else triton.runtime.driver.active.get_current_device()
-    key = (device, x.dtype, tile, num_columns, K, strides, flags, alignment)
-    compiled = _compiled.get(key)
-    if compiled is None:
-        kernel = _product_persistent if tile.persistent else _product_tile
-        options = {"launch_pdl": True} if tile.early else {}
-        compiled = kernel[num_programs,](*arguments, num_warps=tile.warps, num_stages=tile.stages, **options)
-        if compiled is not None:  # None: interpreted
-            _compiled[key] = compiled
-    else:
-        compiled[num_programs, 1, 1](*arguments)
-
-
-# Kernels by what they are specialized for: as many as a model has shapes of weights, times tiles.
-_compiled: dict[tuple[Any, ...], Any] = {}
+    forms = (x.dtype, tile, num_columns, K, strides, flags, alignment)
+    launch_keyed(forms, kernel, (num_programs,), arguments, options)
 
 
 def _prefetched(tile: ProductTile, row_bytes: int, *, gated: bool) -> int:

@@ -187,6 +187,11 @@ def main() -> None:
                 fields = {k: getattr(kernel, k) for k in kernel.__dataclass_fields__}
                 print(json.dumps({"case": name, **fields}), flush=True)  # noqa: T201
         print(json.dumps({"compiled_late": late}), flush=True)  # noqa: T201
+        kernels.clear()
+        with compiled_ahead():
+            for _, launch in cases():
+                launch()
+        print(json.dumps({"launched_ahead": len(kernels)}), flush=True)  # noqa: T201
         for name, operands in forms_of_one_kernel():
             late.clear()
             activation.silu_mul(*operands)

@@ -15,7 +15,7 @@ import triton
 
 from octavo_kernels.launch import without_launches
 
-_MOST_THREADS: Final = 32
+_MOST_THREADS: Final = 16
 
 
 @contextmanager

@@ -53,7 +53,7 @@ chaos: $(VENV)/.dev ## Break engines, networks and Redis under load for MINUTES=
 		$(BIN)/python -m pytest -s tests/chaos/test_chaos.py -k test_no_trouble_is_seen_by_any_client
 
 test-gpu: ## Run the GPU tests on a machine with a CUDA device (with the python3 that has torch)
-	@PYTHONPATH=protos:kernels:engine:router:client $(PYTHON) -m pytest -m gpu tests/gpu tests/exactness tests/unit/kernels
+	@PYTHONPATH=protos:kernels:engine:router:client $(PYTHON) -m pytest -m gpu -v tests/gpu tests/exactness tests/unit/kernels
 
 check: $(VENV)/.dev ## Lint, types, layers, contract
 	@$(BIN)/ruff format --check .

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, TypeVar
@@ -20,12 +21,18 @@ def captured(compute: Callable[[], _T], pool: Any) -> tuple[torch.cuda.CUDAGraph
     """
     torch.cuda.current_stream().synchronize()
     graph = torch.cuda.CUDAGraph()
-    graph.capture_begin(pool=pool)
+    collects = gc.isenabled()
+    gc.disable()  # another graph that is collected in the midst of this one's capture would end it
     try:
+        graph.capture_begin(pool=pool)
         result = compute()
     except BaseException:
         with suppress(RuntimeError):  # the capture is broken, too; what broke it says more
             graph.capture_end()
         raise
-    graph.capture_end()
+    else:
+        graph.capture_end()
+    finally:
+        if collects:
+            gc.enable()
     return graph, result

@@ -9,7 +9,7 @@ from typing import Any, Final
 import numpy as np
 import structlog
 import torch
-from octavo_kernels.launch import next_power_of_2
+from octavo_kernels.decode_plan import plan_sizes
 
 from octavo_engine.backends.ops import Ops
 from octavo_engine.batch import Layout, build_batch, widest_table
@@ -19,7 +19,7 @@ from octavo_engine.models.decoder import Decoder
 from octavo_engine.sequence import Row, StepPlan
 from octavo_engine.slot_state import SlotState
 from octavo_engine.transfer import Upload
-from octavo_engine.warm_up import chunk_plan, penalty_plan, warm_up_plans
+from octavo_engine.warm_up import chunks_plan, penalty_plan, warm_up_plans
 
 _LEAST_WIDTH_TOKENS: Final = 1024
 _USUAL_WIDTHS: Final = 3  # of steps of decodes: contexts of up to 4096 tokens
@@ -64,7 +64,8 @@ class PreparedSteps:
         self._state, self._buffer = state, buffer
         self._pool = pool
         self._most_decodes = padded_size(max_sequences)
-        self._max_step_tokens, self._most_tokens = max_step_tokens, min(max_step_tokens, max_len)
+        self._max_len, self._max_step_tokens = max_len, max_step_tokens
+        self._most_tokens = min(max_step_tokens, max_len * max_sequences)
         self.most_captured_tokens = most_captured_tokens(decoder.config)
         self._decode_steps: dict[Shape, DecodeStep] = {}
         self._chunk_steps: dict[ChunkShape, ChunkStep] = {}
@@ -112,29 +113,32 @@ class PreparedSteps:
         return step
 
     def rehearse(self) -> None:
-        """Launch every kernel that usual steps need, on padding: it writes no page. Slots forget who has them."""
-        sizes = {min(size, self._most_tokens) for size in _REHEARSED_TOKENS}
-        sizes.update(self._ops.usual_sizes(self._most_tokens))
-        chunks = (chunk_plan(size, self._state.page_size) for size in sorted(sizes))
+        """Launch every kernel that usual steps need, on padding, before any step is captured.
+
+        It writes no page, but slots forget who has them.
+        """
+        page_size, most_decodes = self._state.page_size, self._most_decodes
+        lengths = {min(length, self._most_tokens) for length in _REHEARSED_TOKENS}
+        lengths.update(self._ops.usual_sizes(self._most_tokens))
+        chunks = (chunks_plan(length, self._max_len, page_size) for length in sorted(lengths))
         for plan in (*warm_up_plans(), *chunks, penalty_plan()):
             self._rehearse_plan(plan)
         self._state.forget()
         self._state.penalties.release()
-        width = self._width_for(_LEAST_WIDTH_TOKENS)
-        shapes = [Shape(size, width) for size in step_sizes(self._most_decodes)]
-        if self._ops.shared_members > 1:  # the kernel that lists shared prefixes is made for powers of two of rows
-            sizes_shared = {next_power_of_2(size) for size in step_sizes(self._most_decodes)}
-            shapes += [Shape(min(size, self._most_decodes), width, shares=True) for size in sorted(sizes_shared)]
-        for shape in shapes:
-            DecodeStep(self._decoder, self._ops, self._state, shape).rehearse()
-        mixed = self._usual_chunk_shapes(_CHUNK_WIDTHS_TOKENS[0], _MIXED_TOKENS)
-        for size in mixed:
-            if size.tokens == mixed[-1].tokens:
-                ChunkStep(self._decoder, self._state, size, self._buffer).rehearse()
+        # The widest usual table needs all that narrower ones do: its contexts are folded by a kernel of their own.
+        width = self._width_for(min(_LEAST_WIDTH_TOKENS << (_USUAL_WIDTHS - 1), self._max_len))
+        for size in step_sizes(most_decodes):
+            DecodeStep(self._decoder, self._ops, self._state, Shape(size, width)).rehearse()
+        for size in plan_sizes(most_decodes) if self._ops.shared_members else ():
+            DecodeStep(self._decoder, self._ops, self._state, Shape(size, width, shares=True)).rehearse()
+        mixed = self._usual_chunk_shapes(_CHUNK_WIDTHS_TOKENS[-1], _MIXED_TOKENS)
+        for shape in mixed:
+            if shape.tokens == mixed[-1].tokens:
+                ChunkStep(self._decoder, self._state, shape, self._buffer).rehearse()
 
     def _rehearse_plan(self, plan: StepPlan) -> None:
-        num_tokens = max(row.start + row.num_tokens for row in plan.rows)
-        width = min(widest_table(num_tokens, self._state.page_size), self._state.max_pages)
+        longest = max(row.start + row.num_tokens for row in plan.rows)
+        width = min(widest_table(longest, self._state.page_size), self._state.max_pages)
         tables = np.zeros((len(plan.rows), width), dtype=np.int32)
         upload = Upload(self._buffer)
         batch = build_batch(plan, self._state.page_size, tables, upload.put)
@@ -145,7 +149,7 @@ class PreparedSteps:
             slots = torch.tensor([row.slot for row in plan.rows], device=self._buffer.device)
             batch = dataclasses.replace(batch, penalties=self._state.penalties.columns(plan.rows, slots, upload.put))
         upload.send()
-        self._ops.copy_pages(((0, 0),))
+        self._ops.copy_pages(((-1, -1),))
         logits = self._decoder.sketch().forward(dataclasses.replace(batch, slots=torch.full_like(batch.slots, -1)))
         assert logits is not None  # noqa: S101 - its rows sample
         self._ops.sample(logits, batch)

@@ -18,7 +18,6 @@ from octavo_engine.batch import Array
 from octavo_engine.models.config import ModelConfig
 from octavo_engine.sequence import Row
 
-_LEAST_MEMBERS: Final = 2
 _PROGRAMS_ON_CPU: Final = 3
 
 
@@ -74,7 +73,7 @@ class SharedFinder:
     """Finds the shared prefixes of consecutive steps; looks again when other sequences run.
 
     Args:
-        members: most rows that read a prefix together; below 2 there is nothing to find.
+        members: most rows that read a prefix together; 0: there is nothing to find.
         page_size: tokens a page.
     """
 
@@ -86,7 +85,7 @@ class SharedFinder:
 
     def find(self, rows: Sequence[Row]) -> list[SharedTile]:
         """Return the tiles of a step; mostly there are none."""
-        if self._members < _LEAST_MEMBERS or len({row.block_table[0] for row in rows}) == len(rows):
+        if not self._members or len({row.block_table[0] for row in rows}) == len(rows):
             return []
         key = tuple(row.generation for row in rows)
         if key != self._key:
@@ -107,4 +106,4 @@ def num_words(size: int, members: int) -> int:
 
 
 def _room(size: int) -> int:
-    return max(1, size // _LEAST_MEMBERS)
+    return max(1, size // 2)  # a prefix is shared by two or more

@@ -26,9 +26,15 @@ def warm_up_plans() -> tuple[StepPlan, ...]:
     )
 
 
-def chunk_plan(num_tokens: int, page_size: int) -> StepPlan:
-    """Return a step of one chunk of so many tokens, all of whose pages are page 0."""
-    return StepPlan(step_id=0, rows=(_row(0, _SAMPLINGS[0], 0, num_tokens, -(-num_tokens // page_size)),))
+def chunks_plan(num_tokens: int, max_len: int, page_size: int) -> StepPlan:
+    """Return a step of whole prompts of so many tokens together, each of at most `max_len`; all their pages are page 0."""
+    lengths = [min(max_len, num_tokens - first) for first in range(0, num_tokens, max_len)]
+    return StepPlan(
+        step_id=0,
+        rows=tuple(
+            _row(slot, _SAMPLINGS[0], 0, length, -(-length // page_size)) for slot, length in enumerate(lengths)
+        ),
+    )
 
 
 def penalty_plan() -> StepPlan:

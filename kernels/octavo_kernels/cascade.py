@@ -31,7 +31,7 @@ def find_shared(
         lengths: tokens of each sequence, the query's own included; the last token is never shared.
         page_size: tokens a page.
         chunk: tokens a chunk, a multiple of page_size.
-        members: most rows of a tile, such as 64 // GROUP.
+        members: most rows of a tile (see `most_members`).
 
     Returns:
         Tiles of two members or more, each row in one tile at most; tiles that save the most chunks first.

@@ -100,9 +100,21 @@ def plan_decode(plan: DecodePlan, seq_lens: torch.Tensor) -> None:
         CHUNK=plan.chunk,
         WINDOW=plan.window,
         SHARED=tiles > 0,
-        LANES=max(16, next_power_of_2(max(batch, tiles))),
+        LANES=_lanes(max(batch, tiles)),
         num_warps=4,
     )
+
+
+def plan_sizes(most_rows: int) -> list[int]:
+    """Return numbers of rows, ascending, whose plans between them need every form of the kernel of up to so many rows."""
+    sizes = {_lanes(1)}
+    while max(sizes) < most_rows:
+        sizes.add(2 * max(sizes))
+    return sorted(min(size, most_rows) for size in sizes)
+
+
+def _lanes(rows: int) -> int:
+    return max(16, next_power_of_2(rows))
 
 
 def check_plan(plan: DecodePlan, batch: int, num_kv_heads: int, chunk: int, window: int, rows: int, group: int) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -24,24 +25,26 @@ def next_power_of_2(number: int) -> int:
 
 # Kernels by what they are specialized for: as many as a model has kinds of launches, times widths of block tables.
 _compiled: dict[tuple[Any, ...], Any] = {}
-# While nothing is launched: what would have been. None: launches are launches.
-_left_out: set[tuple[Any, ...]] | None = None
+# Where this context launches nothing: what would have been launched. None: launches are launches.
+_left_out: ContextVar[set[tuple[Any, ...]] | None] = ContextVar("left_out", default=None)
 
 
 @contextmanager
 def without_launches() -> Iterator[None]:
     """Launch nothing inside the block: a kernel that is not compiled yet is compiled there, or left to Triton's hooks.
 
-    What kernels would have written there is undefined.
+    What kernels would have written there is undefined. Other threads are not concerned.
     """
-    global _left_out  # noqa: PLW0603 - launches are too many and too short to ask for more
-    if _left_out is not None:
-        raise RuntimeError("launches are left out already")
-    _left_out = set()
+    token = _left_out.set(set())
     try:
         yield
     finally:
-        _left_out = None
+        _left_out.reset(token)
+
+
+def leaves_out() -> bool:
+    """Tell whether this context is inside of `without_launches`."""
+    return _left_out.get() is not None
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **named: Any) -> None:
@@ -93,10 +96,11 @@ def launch_keyed(
     """
     key = (id(kernel), triton.runtime.driver.active.get_current_device(), *forms)
     compiled = _compiled.get(key)
-    if _left_out is not None:
-        if compiled is None and key not in _left_out:
+    left_out = _left_out.get()
+    if left_out is not None:
+        if compiled is None and key not in left_out:
             kernel.warmup(*args, grid=grid, **named)
-            _left_out.add(key)
+            left_out.add(key)
     elif compiled is None:
         _compiled[key] = kernel[grid](*args, **named)
     else:

@@ -15,7 +15,7 @@ from octavo_kernels.activation import silu_mul
 from octavo_kernels.heuristics import INTERPRETER
 from octavo_kernels.launch import FLOATS, architecture, check_tensor, check_vector, launch_keyed
 from octavo_kernels.matmul_kernels import _product_persistent, _product_tile
-from octavo_kernels.matmul_tiles import ProductTile, exact_parts, fast_tile, form_sizes
+from octavo_kernels.matmul_tiles import ProductTile, form_sizes, product_parts
 
 
 def matmul(x: torch.Tensor, w: torch.Tensor, bias: torch.Tensor | None, out: torch.Tensor, *, exact: bool) -> None:
@@ -29,7 +29,10 @@ def matmul(x: torch.Tensor, w: torch.Tensor, bias: torch.Tensor | None, out: tor
         exact: a row's bits must not depend on M or on the other rows.
     """
     _check(x, w, bias, out, w.shape[0])
-    if not _own_product(x, w, bias, None, out, exact=exact, gated=False):
+    parts = _parts(x, w, exact=exact, gated=False)
+    if parts:
+        _launch_parts(parts, x, w, bias, None, out, gated=False)
+    else:
         _library_product(x, w, bias, out)
 
 
@@ -46,10 +49,13 @@ def matmul_add(
         exact: a row's bits must not depend on M or on the other rows.
     """
     _check(x, w, bias, residual, w.shape[0])
-    if not _own_product(x, w, bias, residual, residual, exact=exact, gated=False):
-        torch.addmm(residual, x, w.t(), out=residual)
-        if bias is not None:
-            residual += bias
+    parts = _parts(x, w, exact=exact, gated=False)
+    if parts:
+        _launch_parts(parts, x, w, bias, residual, residual, gated=False)
+        return
+    torch.addmm(residual, x, w.t(), out=residual)
+    if bias is not None:
+        residual += bias
 
 
 def matmul_silu(
@@ -74,7 +80,9 @@ def matmul_silu(
     if w.ndim != 2 or w.shape[0] % 2 != 0:
         raise ValueError(f"w: shape {tuple(w.shape)}, expected [2 I, K]")
     _check(x, w, bias, out, w.shape[0] // 2)
-    if _own_product(x, w, bias, None, out, exact=exact, gated=True):
+    parts = _parts(x, w, exact=exact, gated=True)
+    if parts:
+        _launch_parts(parts, x, w, bias, None, out, gated=True)
         return
     if gate_up is None:
         gate_up = x.new_empty(x.shape[0], w.shape[0])
@@ -83,12 +91,12 @@ def matmul_silu(
 
 
 def sizes_of_all_forms(
-    shapes: Sequence[tuple[int, bool]], dtype: torch.dtype, most_rows: int, device: torch.device, *, exact: bool
+    shapes: Sequence[tuple[int, int, bool]], dtype: torch.dtype, most_rows: int, device: torch.device, *, exact: bool
 ) -> list[int]:
     """Return numbers of rows, ascending, that between them need every kernel of these products.
 
     Args:
-        shapes: (N, of both halves if gated; whether gated) of each weight.
+        shapes: (N, of both halves if gated; K; whether gated) of each weight.
         dtype: of weights and activations.
         most_rows: the largest M to come.
         device: where they run.
@@ -159,31 +167,29 @@ def _prefetched(tile: ProductTile, row_bytes: int, *, gated: bool) -> int:
     return most if tile.early and most >= 16 * parts else 0
 
 
-def _own_product(
+def _parts(x: torch.Tensor, w: torch.Tensor, *, exact: bool, gated: bool) -> tuple[tuple[int, ProductTile], ...]:
+    arch, processors = _hardware(x.device)
+    return product_parts(arch, x.dtype, x.shape[0], w.shape[0], x.shape[1], processors, exact=exact, gated=gated)
+
+
+def _launch_parts(
+    parts: tuple[tuple[int, ProductTile], ...],
     x: torch.Tensor,
     w: torch.Tensor,
     bias: torch.Tensor | None,
     residual: torch.Tensor | None,
     out: torch.Tensor,
     *,
-    exact: bool,
     gated: bool,
-) -> bool:
-    """Compute a product with our kernels; do nothing and return False where the library is faster, and may be used."""
-    arch, processors = _hardware(x.device)
-    num_rows, num_columns = x.shape[0], w.shape[0]
-    if not exact:
-        tile = fast_tile(arch, x.dtype, num_rows, num_columns, processors, gated=gated)
-        if tile is not None:
-            launch_product(tile, x, w, bias, residual, out, gated=gated)
-        return tile is not None
-    parts = exact_parts(arch, x.dtype, num_rows, num_columns, x.shape[1], processors, gated=gated)
+) -> None:
+    if len(parts) == 1:
+        launch_product(parts[0][1], x, w, bias, residual, out, gated=gated)
+        return
     start = 0
     for count, tile in parts:
         rows = slice(start, start + count)
         launch_product(tile, x[rows], w, bias, None if residual is None else residual[rows], out[rows], gated=gated)
         start += count
-    return True
 
 
 def _library_product(x: torch.Tensor, w: torch.Tensor, bias: torch.Tensor | None, out: torch.Tensor) -> None:

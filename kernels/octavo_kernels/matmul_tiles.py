@@ -227,11 +227,40 @@ def fast_tile(
     return exact_tile(arch, dtype, num_rows, num_columns, multiprocessors, gated=gated) if own else None
 
 
+def product_parts(
+    arch: int,
+    dtype: torch.dtype,
+    num_rows: int,
+    num_columns: int,
+    depth: int,
+    multiprocessors: int,
+    *,
+    exact: bool,
+    gated: bool,
+) -> tuple[tuple[int, ProductTile], ...]:
+    """Return a product's launches, as (rows, tile) from the first row on; none: the vendor's library computes it.
+
+    Args:
+        arch: compute capability, such as 90, or INTERPRETER.
+        dtype: of x and w.
+        num_rows: M.
+        num_columns: N, of both halves if gated.
+        depth: K.
+        multiprocessors: of the device.
+        exact: whether the product is exact.
+        gated: whether w is [gate | up].
+    """
+    if exact:
+        return exact_parts(arch, dtype, num_rows, num_columns, depth, multiprocessors, gated=gated)
+    tile = fast_tile(arch, dtype, num_rows, num_columns, multiprocessors, gated=gated)
+    return () if tile is None else ((num_rows, tile),)
+
+
 def form_sizes(
     arch: int,
     dtype: torch.dtype,
     most_rows: int,
-    shapes: Sequence[tuple[int, bool]],
+    shapes: Sequence[tuple[int, int, bool]],
     multiprocessors: int,
     *,
     exact: bool,
@@ -242,18 +271,17 @@ def form_sizes(
         arch: compute capability, such as 90, or INTERPRETER.
         dtype: of x and w.
         most_rows: the largest M to come.
-        shapes: (N, of both halves if gated; whether gated) of each weight.
+        shapes: (N, of both halves if gated; K; whether gated) of each weight.
         multiprocessors: of the device.
         exact: whether products are exact.
     """
-    choose = exact_tile if exact else fast_tile
-    seen: set[tuple[int, bool, ProductTile | None]] = set()
+    seen: set[tuple[int, int, bool, ProductTile | None]] = set()
     sizes = []
     for rows in (1, *range(16, most_rows, 16), most_rows):  # tiles are multiples of 16 rows high
-        forms = {
-            (columns, gated, choose(arch, dtype, rows, columns, multiprocessors, gated=gated))
-            for columns, gated in shapes
-        }
+        forms: set[tuple[int, int, bool, ProductTile | None]] = set()
+        for columns, depth, gated in shapes:
+            parts = product_parts(arch, dtype, rows, columns, depth, multiprocessors, exact=exact, gated=gated)
+            forms |= {(columns, depth, gated, tile) for _, tile in parts} or {(columns, depth, gated, None)}
         if not forms <= seen:
             seen |= forms
             sizes.append(rows)

@@ -258,7 +258,10 @@ def _finish_row(
         )  # fmt: skip
     else:
         _, winner = tl.max(results, axis=0, return_indices=True, return_indices_tie_break_left=True)
+        winner = tl.minimum(winner, NUM_CHUNKS - 1)
         best_id = tl.load(record + HEADER + FIELDS * winner + 3).to(tl.int32, bitcast=True)
+    # Among NaN any place may win: such a row gets some id, but nobody's memory.
+    best_id = tl.minimum(tl.maximum(best_id, 0), vocab_size - 1)
     tl.store(record, lowest)
     tl.store(out_ids_ptr + row, best_id.to(tl.int64))
     tl.store(out_logprobs_ptr + row, tl.load(row_ptr + best_id).to(tl.float32) - lse)

@@ -30,9 +30,9 @@ def value_of(bits):
 
 @triton.jit
 def first_unit(low, high):
-    """Return the weight of the first digit that may be more than 0 in answers from low to high (int64)."""
+    """Return the weight of the first digit that may be more than 0 in answers from low to high (int64); 0 if none may."""
     unit = tl.full([], 1 << 30, tl.int64)
-    while unit > high - low:
+    while (unit > high - low) & (unit > 0):  # high is below low in a row of NaN
         unit = unit >> 2
     return unit
 

@@ -191,3 +191,15 @@ def test_rope_gives_a_token_the_same_bits_alone_and_among_many(heads, normed) ->
         assert torch.equal(own_q[0], q[index])
         page, place = divmod(int(slots[index]), page_size)
         assert torch.equal(own_pages[page, :, :, place], pages[page, :, :, place])
+
+
+@pytest.mark.parametrize("is_whole", [True, False], ids=["all of them", "some of them"])
+def test_logits_that_are_no_numbers_give_some_id_and_concern_no_other_row(is_whole: bool) -> None:
+    names, parameters, seeds, positions = rows_of([kind for kind in KINDS for _ in range(2)], 1)
+    logits = torch.randn(len(names), VOCAB, device="cuda")
+    expected_ids, expected_logprobs, _ = draw(logits, parameters, seeds, positions)
+    logits[::2, slice(None) if is_whole else slice(3, None, 700)] = torch.nan
+    ids, logprobs, _ = draw(logits, parameters, seeds, positions)
+    assert ((ids >= 0) & (ids < VOCAB)).all()
+    assert torch.equal(ids[1::2], expected_ids[1::2])
+    assert torch.equal(logprobs[1::2], expected_logprobs[1::2])

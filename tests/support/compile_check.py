@@ -24,6 +24,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.backends.driver import DriverBase
@@ -31,6 +32,9 @@ from triton.runtime.driver import driver as triton_driver
 
 # Shared memory that one program may have on compute capability 9.0: 227 KiB.
 MAX_SHARED_BYTES = 232448
+
+# Packed and launch metadata and two hooks stand before a kernel's own arguments.
+_NOT_OF_THE_KERNEL = 4
 
 _CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 _INSTRUCTION = re.compile(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P[T\d]+\s+)?([A-Z][A-Z0-9_.]+)", re.MULTILINE)
@@ -49,6 +53,7 @@ class CompiledKernel:
     warps: int = 0
     stages: int = 0
     grid: tuple[int, int, int] = (0, 0, 0)
+    arguments: tuple[str, ...] = ()
 
 
 def take_apart(name: str, cubin: bytes, shared_bytes: int) -> CompiledKernel:
@@ -83,6 +88,15 @@ def compiling(sm: int = 90) -> Iterator[list[CompiledKernel]]:
         triton_driver.set_active(before)
 
 
+def _told(argument: Any) -> str:
+    """Tell an argument of a launch apart from others: tensors by what they are, not by where this call has put them."""
+    if isinstance(argument, torch.Tensor):
+        return f"{argument.dtype} {tuple(argument.shape)} {argument.stride()}"
+    if hasattr(argument, "block_shape"):
+        return f"described {_told(argument.base)} {argument.block_shape}"
+    return repr(argument)
+
+
 def _dump(path: str) -> str:
     command = [_CUOBJDUMP, "--dump-resource-usage", "--dump-sass", path]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
@@ -97,8 +111,14 @@ class _DriverWithoutDevice(DriverBase):
         self.utils = self
 
         def make_launcher(_source: Any, metadata: Any) -> Any:
-            def launch(gx: int, gy: int, gz: int, _stream: int, kernel: CompiledKernel, *_args: Any) -> None:
-                noted = replace(kernel, warps=metadata.num_warps, stages=metadata.num_stages, grid=(gx, gy, gz))
+            def launch(gx: int, gy: int, gz: int, _stream: int, kernel: CompiledKernel, *args: Any) -> None:
+                noted = replace(
+                    kernel,
+                    warps=metadata.num_warps,
+                    stages=metadata.num_stages,
+                    grid=(gx, gy, gz),
+                    arguments=tuple(map(_told, args[_NOT_OF_THE_KERNEL:])),
+                )
                 self.launches.append(noted)
 
             return launch

@@ -78,7 +78,7 @@ class Ops(Protocol):
 
     @property
     def shared_members(self) -> int:
-        """Most rows of a step of decodes that may read a prefix together; below 2: each reads its own."""
+        """Most rows of a step of decodes that may read a prefix together; 0: each reads its own."""
         ...
 
     def usual_sizes(self, most_tokens: int) -> list[int]:

@@ -217,18 +217,24 @@ class TritonOps:
 
     @property
     def shared_members(self) -> int:
-        """Most rows of a step of decodes that may read a prefix together; below 2: each reads its own."""
+        """Most rows of a step of decodes that may read a prefix together; 0: each reads its own."""
         config = self._config
         if any(config.windows):
             return 0
         group = config.num_heads // config.num_kv_heads
-        return most_members(config.head_dim, group, self._dtype, self._pool.shape[4])
+        members = most_members(config.head_dim, group, self._dtype, self._pool.shape[4])
+        return members if members > 1 else 0
 
     def usual_sizes(self, most_tokens: int) -> list[int]:
         """Return numbers of tokens whose steps between them load every kernel of the products."""
         config = self._config
-        widths = (config.num_heads + 2 * config.num_kv_heads) * config.head_dim, config.hidden_size
-        shapes = [*((width, False) for width in widths), (2 * config.intermediate_size, True)]
+        hidden, inner, heads = config.hidden_size, config.intermediate_size, config.num_heads * config.head_dim
+        shapes = [
+            (heads + 2 * config.num_kv_heads * config.head_dim, hidden, False),
+            (hidden, heads, False),
+            (2 * inner, hidden, True),
+            (hidden, inner, False),
+        ]
         return sizes_of_all_forms(shapes, self._dtype, most_tokens, self._device, exact=self._exact)
 
     def close(self) -> None:

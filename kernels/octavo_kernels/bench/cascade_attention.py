@@ -7,7 +7,7 @@ import torch
 from octavo_kernels.bench.attention_inputs import HEAD_DIM, KV_HEADS, LAYERS, NUM_HEADS, PAGE, SCALE, paged_inputs
 from octavo_kernels.bench.timing import Row, graph_us
 from octavo_kernels.cascade import find_shared, set_shared
-from octavo_kernels.decode_attention import decode_workspace_size, paged_decode
+from octavo_kernels.decode_attention import decode_workspace_size, most_members, paged_decode
 from octavo_kernels.decode_plan import DecodePlan, allocate_plan, decode_programs, plan_decode
 from octavo_kernels.heuristics import CHUNK
 
@@ -27,7 +27,7 @@ def measure() -> Iterator[Row]:
     def call(layer: int, plan: DecodePlan) -> None:
         paged_decode(*inputs.layer(layer), inputs.seq_lens, inputs.out, workspace, scale=SCALE, exact=True, plan=plan)
 
-    members = 64 * KV_HEADS // NUM_HEADS
+    members = most_members(HEAD_DIM, NUM_HEADS // KV_HEADS, inputs.q.dtype, PAGE)
     for name, tiles in (("each on its own", 0), ("shared once", _GROUPS)):
         plan = allocate_plan(
             **limits, programs=decode_programs(), device=device, shared_tiles=tiles, members=members if tiles else 0

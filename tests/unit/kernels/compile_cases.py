@@ -8,16 +8,19 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from threading import Thread
 from typing import Any
 
 import torch
 import triton
+import triton.language as tl
 from octavo_kernels import activation, copy_pages, merge_states, norm, penalties, rope_write, sampling
 from octavo_kernels.compile_ahead import compiled_ahead
 from octavo_kernels.decode_attention import decode_workspace_size, paged_decode
 from octavo_kernels.decode_plan import allocate_plan, plan_decode
 from octavo_kernels.extend_attention import paged_extend
 from octavo_kernels.heuristics import CHUNK
+from octavo_kernels.launch import launch as launch_kernel
 from octavo_kernels.matmul import launch_product
 from octavo_kernels.matmul_tiles import FEW_ROWS, MANY_ROWS, ProductTile, exact_tile
 from support.compile_check import compiling
@@ -192,10 +195,31 @@ def main() -> None:
             for _, launch in cases():
                 launch()
         print(json.dumps({"launched_ahead": len(kernels)}), flush=True)  # noqa: T201
+        kernels.clear()
+        with compiled_ahead():
+            beside = Thread(target=silu)
+            beside.start()
+            beside.join()
+        print(json.dumps({"launched_beside": len(kernels)}), flush=True)  # noqa: T201
+        try:
+            with compiled_ahead():
+                launch_kernel(_broken, (1,), torch.empty(16))
+        except triton.CompilationError as error:
+            print(json.dumps({"broken": type(error).__name__}), flush=True)  # noqa: T201
+        kernels.clear()
+        with compiled_ahead():
+            copies()
+        copies()
+        print(json.dumps({"launched_after_a_failure": len(kernels)}), flush=True)  # noqa: T201
         for name, operands in forms_of_one_kernel():
             late.clear()
             activation.silu_mul(*operands)
             print(json.dumps({"form": name, "compiled": len(late)}), flush=True)  # noqa: T201
+
+
+@triton.jit
+def _broken(x_ptr):
+    tl.store(x_ptr + tl.arange(0, 3), 0.0)  # not a power of two
 
 
 def forms_of_one_kernel() -> Iterator[tuple[str, tuple[torch.Tensor, torch.Tensor]]]:

@@ -51,6 +51,15 @@ def test_what_is_compiled_ahead_is_not_launched_there_and_not_compiled_again(tol
     assert [fact["compiled_late"] for fact in told if "compiled_late" in fact] == [[]]
 
 
+def test_compiling_ahead_concerns_its_own_thread_alone(told: list[dict]) -> None:
+    assert [fact["launched_beside"] for fact in told if "launched_beside" in fact] == [1]
+
+
+def test_a_kernel_that_does_not_compile_ahead_leaves_the_others_as_they_are(told: list[dict]) -> None:
+    assert [fact["broken"] for fact in told if "broken" in fact] == ["CompilationError"]
+    assert [fact["launched_after_a_failure"] for fact in told if "launched_after_a_failure" in fact] == [3]
+
+
 def test_what_was_launched_once_is_launched_the_same_again(told: list[dict]) -> None:
     again = [fact["launched_again"] for fact in told if "launched_again" in fact]
     assert len(again) > 50

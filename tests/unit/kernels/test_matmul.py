@@ -10,7 +10,7 @@ from octavo_kernels.activation import silu_mul
 from octavo_kernels.heuristics import INTERPRETER
 from octavo_kernels.launch import interpreted
 from octavo_kernels.matmul import launch_product, matmul, matmul_add, matmul_silu
-from octavo_kernels.matmul_tiles import ProductTile, exact_parts, exact_tile, fast_tile, form_sizes
+from octavo_kernels.matmul_tiles import ProductTile, exact_parts, exact_tile, fast_tile, form_sizes, product_parts
 from unit.kernels.paged_batch import DEVICE
 
 TILE = ProductTile(rows=16, columns=32, depth=32, warps=4, stages=2)
@@ -212,13 +212,14 @@ def test_fast_products_leave_many_rows_to_the_library() -> None:
 
 @pytest.mark.parametrize("exact", [False, True])
 def test_a_few_sizes_take_every_tile_that_is_ever_chosen(exact) -> None:
-    choose = exact_tile if exact else fast_tile
-    shapes = [(4096, False), (6144, False), (28672, True)]
-    sizes = form_sizes(90, torch.bfloat16, 3000, shapes, 132, exact=exact)
-    assert len(sizes) < 40
-    for columns, gated in shapes:
-        taken, chosen = (
-            {choose(90, torch.bfloat16, rows, columns, 132, gated=gated) for rows in each}
-            for each in (sizes, range(1, 3001))
-        )
+    shapes = [(4096, 4096, False), (4096, 14336, False), (6144, 4096, False), (28672, 4096, True)]
+    sizes = form_sizes(90, torch.bfloat16, 3500, shapes, 132, exact=exact)
+    assert len(sizes) < 50
+    for columns, depth, gated in shapes:
+
+        def tiles(rows: int, columns: int = columns, depth: int = depth, gated: bool = gated) -> set[ProductTile]:
+            parts = product_parts(90, torch.bfloat16, rows, columns, depth, 132, exact=exact, gated=gated)
+            return {tile for _, tile in parts}
+
+        taken, chosen = (set().union(*map(tiles, each)) for each in (sizes, range(1, 3501)))
         assert taken == chosen

@@ -152,6 +152,19 @@ def test_lowest_id_wins_a_tie(draw_rows) -> None:
     assert torch.allclose(logprobs[1], torch.tensor(1 / 4500).log())
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy's, of the interpreter
+@pytest.mark.parametrize("is_whole", [True, False], ids=["all of them", "some of them"])
+def test_logits_that_are_no_numbers_give_some_id_and_concern_no_other_row(is_whole: bool) -> None:
+    logits = torch.randn(2 * len(ROWS), VOCAB)
+    rows = [row for row in ROWS for _ in range(2)]
+    expected_ids, expected_logprobs, _ = draw(logits, rows)
+    logits[::2, slice(None) if is_whole else slice(3, None, 700)] = torch.nan
+    ids, logprobs, _ = draw(logits, rows)
+    assert ((ids >= 0) & (ids < VOCAB)).all()
+    assert torch.equal(ids[1::2], expected_ids[1::2])
+    assert torch.equal(logprobs[1::2], expected_logprobs[1::2])
+
+
 def test_rows_may_be_strided() -> None:
     logits, rows = torch.randn(2, 2, 600)[:, 1], [Parameters(seed=1), Parameters(top_k=9)]
     assert draw(logits, rows)[0].tolist() == draw(logits.contiguous(), rows)[0].tolist()

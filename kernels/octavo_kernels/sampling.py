@@ -74,7 +74,8 @@ def sample(
     """Choose one id a row; `reference.sample` states the rules of truncation and of ties, which are the same here.
 
     Args:
-        logits: [B, V] fp32, fp16 or bf16; rows may be strided; -inf is allowed except for a whole row.
+        logits: [B, V] fp32, fp16 or bf16; rows may be strided; -inf is allowed except for a whole row. A row with NaN gets
+            any id.
         temperature: [B] fp32; 0 means greedy, and then the other parameters do not matter.
         top_k: [B] int32; 0 means off.
         top_p: [B] fp32; 1 means off.

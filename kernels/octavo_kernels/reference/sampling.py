@@ -34,7 +34,7 @@ def sample(
     Rows are computed one by one, so a row's result is bitwise independent of its neighbours.
 
     Args:
-        logits: [B, V] fp32, fp16 or bf16; -inf is allowed except for a whole row.
+        logits: [B, V] fp32, fp16 or bf16; -inf is allowed except for a whole row. A row with NaN gets any of its ids.
         temperature: [B] fp32; 0 means greedy, and then the other parameters do not matter.
         top_k: [B] int32; 0 means off.
         top_p: [B] fp32; 1 means off.
@@ -58,8 +58,11 @@ def sample(
 
 def _draw(values: torch.Tensor, k: int, p: float, floor: float, seed: int, position: int) -> torch.Tensor:
     """Return the id of the highest value + noise among the values [V] that survive truncation."""
+    best = values.max()
+    if best.isnan():  # one of the values is: none is known to survive
+        return values.argmax()
     # An id further below the best one than the range of the noise can never win, truncated or not.
-    least = values.max() - (philox.MAX_GUMBEL - philox.MIN_GUMBEL)
+    least = best - (philox.MAX_GUMBEL - philox.MIN_GUMBEL)
     ids = torch.nonzero(values >= torch.maximum(least, sampling_threshold(values, k, p, floor)))[:, 0]
     if len(ids) * 4 < len(values):
         noise = philox.gumbel_at(seed, position, ids)

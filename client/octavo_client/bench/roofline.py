@@ -36,11 +36,16 @@ _BFLOAT16_BYTES: Final = 2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ceilings:
-    """What a device reaches: bytes per second of a copy (read + written) and of a read, FLOP/s of a bf16 product."""
+    """What a device reaches: bytes per second of a copy (read + written) and of a read, FLOP/s of a bf16 product.
+
+    Floors are made of what it reaches in a burst. `sustained_flop_s` is told beside them: a card at its power limit computes
+    long workloads at that rate. None: not measured.
+    """
 
     copy_bytes_s: float
     read_bytes_s: float
     gemm_flop_s: float
+    sustained_flop_s: float | None = None
 
     @property
     def bandwidth(self) -> float:

@@ -160,6 +160,7 @@ class Suite:
         self._tell(
             f"{self._card or 'CPU'}: copy {ceilings.copy_bytes_s / 1e9:.0f} GB/s, "
             f"read {ceilings.read_bytes_s / 1e9:.0f} GB/s, product {ceilings.gemm_flop_s / 1e12:.2f} TFLOP/s"
+            + (f", {sustained / 1e12:.2f} if it lasts" if (sustained := ceilings.sustained_flop_s) else "")
         )
 
     async def _run_stage(self, stage: _Stage, workloads: Sequence[Workload]) -> None:
@@ -213,7 +214,10 @@ class Suite:
 
     def _result(self, stage: _Stage, session: Session, workload: Workload, figure: Figure) -> Result:
         floor = None
+        details = {"dtype": session.dtype, "settings": stage.subject.settings} | figure.details
         if self._ceilings is not None:
+            if workload.kind == "prefill" and self._ceilings.sustained_flop_s is not None:
+                details |= {name: getattr(self._ceilings, name) for name in ("gemm_flop_s", "sustained_flop_s")}
             size = ModelSize.of(stage.config, _NUMBER_BYTES.get(session.dtype, 2))
             floor = Roofline(size, self._ceilings).floors(workload).get(figure.metric)
         return Result(
@@ -227,7 +231,7 @@ class Suite:
             card=self._card,
             floor=floor,
             peer=find_peer(stage.shape, stage.target, workload.name, figure.metric, self._card or ""),
-            details={"dtype": session.dtype, "settings": stage.subject.settings} | figure.details,
+            details=details,
         )
 
 

@@ -10,6 +10,10 @@ from typing import Any, Final
 import torch
 
 _READ_BYTES: Final = 1 << 30
+# A card that is short of power slows down within a second of products.
+_GEMM_SIZE: Final = 8192
+_HEAT_S: Final = 1.5
+_SUSTAINED_PRODUCTS: Final = 200
 _CPU_BYTES: Final = 1 << 26
 _CPU_GEMM_SIZE: Final = 512
 _CPU_RUNS: Final = 5
@@ -18,7 +22,8 @@ _CPU_RUNS: Final = 5
 def measure_ceilings() -> dict[str, Any]:
     """Return bytes per second of a large copy (read + written) and of a large read, and FLOP/s of a large product.
 
-    On a GPU the product is of bfloat16 matrices of 8192 x 8192. On a CPU the figures are rough.
+    On a GPU the product is of bfloat16 matrices of 8192 x 8192, timed in a burst, and again after more than a second of
+    such products. On a CPU the figures are rough.
     """
     return _cuda() if torch.cuda.is_available() else _cpu()
 
@@ -35,7 +40,25 @@ def _cuda() -> dict[str, Any]:
         "copy_bytes_s": measured.copy_bytes_s,
         "read_bytes_s": 1e6 * _READ_BYTES / read_us,
         "gemm_flop_s": measured.gemm_flop_s,
+        "sustained_flop_s": _sustained_flop_s(),
     }
+
+
+def _sustained_flop_s() -> float:
+    a, b = (torch.randn(_GEMM_SIZE, _GEMM_SIZE, dtype=torch.bfloat16, device="cuda") for _ in range(2))
+    out = torch.empty_like(a)
+    began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+    started = time.perf_counter()
+    while time.perf_counter() - started < _HEAT_S:
+        torch.mm(a, b, out=out)
+        torch.cuda.synchronize()
+    began.record()
+    for _ in range(_SUSTAINED_PRODUCTS):
+        torch.mm(a, b, out=out)
+    ended.record()
+    torch.cuda.synchronize()
+    seconds = began.elapsed_time(ended) / 1e3
+    return float(2 * _GEMM_SIZE**3 * _SUSTAINED_PRODUCTS / seconds)
 
 
 def _cpu() -> dict[str, Any]:

@@ -53,7 +53,7 @@ def no_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The ceilings are known, and no process is started for them."""
 
     async def known(self: Suite) -> None:
-        self._ceilings = Ceilings(copy_bytes_s=1e9, read_bytes_s=1e9, gemm_flop_s=1e12)
+        self._ceilings = Ceilings(copy_bytes_s=1e9, read_bytes_s=1e9, gemm_flop_s=1e12, sustained_flop_s=8e11)
 
     monkeypatch.setattr(suite.Suite, "_measure_ceilings", known)
     monkeypatch.setenv("OCTAVO_CACHE", str(tmp_path))
@@ -83,6 +83,11 @@ async def test_one_load_runs_all_workloads_of_a_mode() -> None:
         ("exact", "prefill:1:8"),
         ("exact", "steady_batch:1:8:2"),
     ]
+
+
+async def test_results_that_a_power_limit_concerns_tell_the_rate_of_lasting_products() -> None:
+    results, _ = await run(Sessions(), ["prefill:1:8", "steady_batch:1:8:2"])
+    assert [result.details.get("sustained_flop_s") for result in results] == [8e11, None]
 
 
 async def test_the_start_is_measured_first() -> None:

@@ -15,14 +15,15 @@ import torch
 import triton
 import triton.language as tl
 from octavo_kernels import activation, copy_pages, merge_states, norm, penalties, rope_write, sampling
+from octavo_kernels import launch as launcher
 from octavo_kernels.compile_ahead import compiled_ahead
 from octavo_kernels.decode_attention import decode_workspace_size, paged_decode
 from octavo_kernels.decode_plan import allocate_plan, plan_decode
 from octavo_kernels.extend_attention import paged_extend
 from octavo_kernels.heuristics import CHUNK
-from octavo_kernels.launch import launch as launch_kernel
 from octavo_kernels.matmul import launch_product
 from octavo_kernels.matmul_tiles import FEW_ROWS, MANY_ROWS, ProductTile, exact_tile
+from octavo_kernels.norm import _rmsnorm_rows as norm_kernels
 from support.compile_check import compiling
 
 BF16 = torch.bfloat16
@@ -195,6 +196,11 @@ def main() -> None:
             for _, launch in cases():
                 launch()
         print(json.dumps({"launched_ahead": len(kernels)}), flush=True)  # noqa: T201
+        ahead = hashes_of_kernels()
+        norm_kernels.device_caches.clear()
+        launcher._compiled.clear()
+        norms()
+        print(json.dumps({"same_kernels": bool(ahead) and ahead == hashes_of_kernels()}), flush=True)  # noqa: T201
         kernels.clear()
         with compiled_ahead():
             beside = Thread(target=silu)
@@ -203,7 +209,7 @@ def main() -> None:
         print(json.dumps({"launched_beside": len(kernels)}), flush=True)  # noqa: T201
         try:
             with compiled_ahead():
-                launch_kernel(_broken, (1,), torch.empty(16))
+                launcher.launch(_broken, (1,), torch.empty(16))
         except triton.CompilationError as error:
             print(json.dumps({"broken": type(error).__name__}), flush=True)  # noqa: T201
         kernels.clear()
@@ -215,6 +221,11 @@ def main() -> None:
             late.clear()
             activation.silu_mul(*operands)
             print(json.dumps({"form": name, "compiled": len(late)}), flush=True)  # noqa: T201
+
+
+def hashes_of_kernels() -> set[str]:
+    """Return what names the norms' compiled kernels: all that they were compiled from, and with."""
+    return {kernel.hash for caches in norm_kernels.device_caches.values() for kernel in caches[0].values()}
 
 
 @triton.jit

@@ -51,6 +51,10 @@ def test_what_is_compiled_ahead_is_not_launched_there_and_not_compiled_again(tol
     assert [fact["compiled_late"] for fact in told if "compiled_late" in fact] == [[]]
 
 
+def test_a_kernel_compiled_ahead_is_the_one_that_its_launch_would_compile(told: list[dict]) -> None:
+    assert [fact["same_kernels"] for fact in told if "same_kernels" in fact] == [True]
+
+
 def test_compiling_ahead_concerns_its_own_thread_alone(told: list[dict]) -> None:
     assert [fact["launched_beside"] for fact in told if "launched_beside" in fact] == [1]
 

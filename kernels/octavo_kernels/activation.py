@@ -4,7 +4,9 @@ import torch
 import triton
 import triton.language as tl
 
-from octavo_kernels.launch import FLOATS, cdiv, check_tensor, launch
+from octavo_kernels.arguments import FLOATS, check_tensor
+from octavo_kernels.arithmetic import cdiv
+from octavo_kernels.launch import launch
 from octavo_kernels.overlap import early_launch, wait_for_previous
 
 _COLUMNS = 1024

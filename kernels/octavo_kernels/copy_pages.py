@@ -7,7 +7,9 @@ import torch
 import triton
 import triton.language as tl
 
-from octavo_kernels.launch import cdiv, check_tensor, check_vector, launch
+from octavo_kernels.arguments import check_tensor, check_vector
+from octavo_kernels.arithmetic import cdiv
+from octavo_kernels.launch import launch
 
 _WORDS = 2048
 

@@ -7,20 +7,13 @@ kernel; longer ones leave a partial state per chunk, which the second kernel mer
 
 import torch
 
+from octavo_kernels.arguments import check_attention, check_options, check_vector
+from octavo_kernels.arithmetic import cdiv, next_power_of_2
 from octavo_kernels.chunk_states import merge_chunks
 from octavo_kernels.decode_kernels import _decode_chunks
 from octavo_kernels.decode_plan import DecodePlan, check_plan
 from octavo_kernels.heuristics import CHUNK, DECODE, DECODE_EXACT, Tile, lookup
-from octavo_kernels.launch import (
-    architecture,
-    cdiv,
-    check_attention,
-    check_options,
-    check_vector,
-    launch,
-    must_upcast,
-    next_power_of_2,
-)
+from octavo_kernels.launch import architecture, launch, must_upcast
 from octavo_kernels.overlap import early_launch
 
 

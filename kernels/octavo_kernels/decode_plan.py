@@ -11,7 +11,9 @@ import torch
 import triton
 import triton.language as tl
 
-from octavo_kernels.launch import check_tensor, check_vector, launch, next_power_of_2
+from octavo_kernels.arguments import check_tensor, check_vector
+from octavo_kernels.arithmetic import next_power_of_2
+from octavo_kernels.launch import launch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,17 +9,10 @@ import torch
 import triton
 import triton.language as tl
 
+from octavo_kernels.arguments import check_attention, check_options, check_vector
+from octavo_kernels.arithmetic import cdiv, next_power_of_2
 from octavo_kernels.heuristics import CHUNK, EXTEND, EXTEND_EXACT, Tile, lookup
-from octavo_kernels.launch import (
-    architecture,
-    cdiv,
-    check_attention,
-    check_options,
-    check_vector,
-    launch,
-    must_upcast,
-    next_power_of_2,
-)
+from octavo_kernels.launch import architecture, launch, must_upcast
 from octavo_kernels.page_tiles import finish_softmax, fold_state, load_tile, raw_scores, softmax_weights, token_offsets
 
 

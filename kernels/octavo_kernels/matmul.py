@@ -12,8 +12,9 @@ import triton
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from octavo_kernels.activation import silu_mul
+from octavo_kernels.arguments import FLOATS, check_tensor, check_vector
 from octavo_kernels.heuristics import INTERPRETER
-from octavo_kernels.launch import FLOATS, architecture, check_tensor, check_vector, launch_keyed
+from octavo_kernels.launch import architecture, launch_keyed
 from octavo_kernels.matmul_kernels import _product_persistent, _product_tile
 from octavo_kernels.matmul_tiles import ProductTile, form_sizes, product_parts
 

@@ -11,8 +11,8 @@ from functools import lru_cache
 
 import torch
 
+from octavo_kernels.arithmetic import cdiv
 from octavo_kernels.heuristics import INTERPRETER
-from octavo_kernels.launch import cdiv
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,7 +4,9 @@ import torch
 import triton
 import triton.language as tl
 
-from octavo_kernels.launch import FLOATS, cdiv, check_tensor, launch, next_power_of_2
+from octavo_kernels.arguments import FLOATS, check_tensor
+from octavo_kernels.arithmetic import cdiv, next_power_of_2
+from octavo_kernels.launch import launch
 
 
 def merge_states(

@@ -8,7 +8,9 @@ import torch
 import triton
 import triton.language as tl
 
-from octavo_kernels.launch import FLOATS, check_tensor, check_vector, launch, next_power_of_2
+from octavo_kernels.arguments import FLOATS, check_tensor, check_vector
+from octavo_kernels.arithmetic import next_power_of_2
+from octavo_kernels.launch import launch
 from octavo_kernels.overlap import early_launch, wait_for_previous
 
 

@@ -15,7 +15,9 @@ import torch
 import triton
 import triton.language as tl
 
-from octavo_kernels.launch import FLOATS, cdiv, check_tensor, check_vector, launch
+from octavo_kernels.arguments import FLOATS, check_tensor, check_vector
+from octavo_kernels.arithmetic import cdiv
+from octavo_kernels.launch import launch
 from octavo_kernels.overlap import early_launch, wait_for_previous
 
 _CHUNK = 2048

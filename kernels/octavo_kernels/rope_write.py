@@ -4,7 +4,9 @@ import torch
 import triton
 import triton.language as tl
 
-from octavo_kernels.launch import FLOATS, cdiv, check_pages, check_tensor, check_vector, launch, next_power_of_2
+from octavo_kernels.arguments import FLOATS, check_pages, check_tensor, check_vector
+from octavo_kernels.arithmetic import cdiv, next_power_of_2
+from octavo_kernels.launch import launch
 from octavo_kernels.overlap import early_launch, wait_for_previous
 
 # Tokens of a program: more make wider loads, fewer more programs for a few tokens. The same for any number of tokens, for

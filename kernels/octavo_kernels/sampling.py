@@ -16,8 +16,10 @@ import torch
 import triton
 import triton.language as tl
 
+from octavo_kernels.arguments import FLOATS, check_tensor, check_vector
+from octavo_kernels.arithmetic import cdiv, next_power_of_2
 from octavo_kernels.gumbel import draw, gumbel_at
-from octavo_kernels.launch import FLOATS, cdiv, check_tensor, check_vector, launch, next_power_of_2
+from octavo_kernels.launch import launch
 from octavo_kernels.overlap import early_launch, wait_for_previous
 from octavo_kernels.truncation import (
     collect,

@@ -74,7 +74,7 @@ class PreparedSteps:
         if pool is not None:
             for length in reversed(_CHUNK_WIDTHS_TOKENS):
                 self._waiting += self._usual_chunk_shapes(length, self.most_captured_tokens)
-            self._waiting += self._usual_shapes(max_sequences, max_len)
+            self._waiting += [Shape(size, width) for width in self._usual_widths() for size in self._usual_sizes()]
 
     @property
     def is_complete(self) -> bool:
@@ -117,7 +117,7 @@ class PreparedSteps:
 
         It writes no page, but slots forget who has them.
         """
-        page_size, most_decodes = self._state.page_size, self._most_decodes
+        page_size = self._state.page_size
         lengths = {min(length, self._most_tokens) for length in _REHEARSED_TOKENS}
         lengths.update(self._ops.usual_sizes(self._most_tokens))
         chunks = (chunks_plan(length, self._max_len, page_size) for length in sorted(lengths))
@@ -126,10 +126,10 @@ class PreparedSteps:
         self._state.forget()
         self._state.penalties.release()
         # The widest usual table needs all that narrower ones do: its contexts are folded by a kernel of their own.
-        width = self._width_for(min(_LEAST_WIDTH_TOKENS << (_USUAL_WIDTHS - 1), self._max_len))
-        for size in step_sizes(most_decodes):
+        width = self._usual_widths()[0]
+        for size in self._usual_sizes():
             DecodeStep(self._decoder, self._ops, self._state, Shape(size, width)).rehearse()
-        for size in plan_sizes(most_decodes) if self._ops.shared_members else ():
+        for size in plan_sizes(self._most_decodes) if self._ops.shared_members else ():
             DecodeStep(self._decoder, self._ops, self._state, Shape(size, width, shares=True)).rehearse()
         mixed = self._usual_chunk_shapes(_CHUNK_WIDTHS_TOKENS[-1], _MIXED_TOKENS)
         for shape in mixed:
@@ -196,11 +196,11 @@ class PreparedSteps:
         """Return sizes of steps with chunks over contexts of up to so many tokens, the largest one last."""
         return usual_chunk_shapes(self._width_for(length), most_tokens, self._most_decodes, self._max_step_tokens)
 
-    def _usual_shapes(self, max_sequences: int, max_len: int) -> list[Shape]:
-        """Return sizes of steps of decodes.
+    def _usual_sizes(self) -> list[int]:
+        """Return the rows of steps of decodes, ascending: the largest is prepared first, and makes room for the others."""
+        return step_sizes(self._most_decodes)
 
-        Of one width the largest is last, so prepared first: its temporary tensors make room for those of the others.
-        """
+    def _usual_widths(self) -> list[int]:
+        """Return the pages of their block tables, the widest first."""
         lengths = [_LEAST_WIDTH_TOKENS << power for power in range(_USUAL_WIDTHS)]
-        widths = sorted({self._width_for(min(length, max_len)) for length in lengths}, reverse=True)
-        return [Shape(size, width) for width in widths for size in step_sizes(max_sequences)]
+        return sorted({self._width_for(min(length, self._max_len)) for length in lengths}, reverse=True)

@@ -27,7 +27,7 @@ def decode_workspace_size(batch: int, num_heads: int, head_dim: int, max_len: in
         max_len: tokens that the block table has room for, max_pages * PAGE.
         chunk: tokens a chunk.
     """
-    return batch * num_heads * -(-max_len // chunk) * (head_dim + 2)
+    return batch * num_heads * cdiv(max_len, chunk) * (head_dim + 2)
 
 
 def most_members(head_dim: int, group: int, dtype: torch.dtype, page_size: int) -> int:

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from octavo_kernels.arguments import check_tensor, check_vector
-from octavo_kernels.arithmetic import next_power_of_2
+from octavo_kernels.arithmetic import cdiv, next_power_of_2
 from octavo_kernels.launch import launch
 
 
@@ -64,7 +64,7 @@ def allocate_plan(
     def zeros(*shape: int) -> torch.Tensor:
         return torch.zeros(shape, dtype=torch.int32, device=device)
 
-    most_chunks = -(-max_len // chunk)
+    most_chunks = cdiv(max_len, chunk)
     return DecodePlan(
         chunk=chunk,
         window=window,

@@ -13,6 +13,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from octavo_kernels.activation import silu_mul
 from octavo_kernels.arguments import FLOATS, check_tensor, check_vector
+from octavo_kernels.arithmetic import cdiv
 from octavo_kernels.heuristics import INTERPRETER
 from octavo_kernels.launch import architecture, launch_keyed
 from octavo_kernels.matmul_kernels import _product_persistent, _product_tile
@@ -130,7 +131,7 @@ def launch_product(
     if tile.persistent:
         num_programs = form = processors
     else:
-        num_programs = -(-num_rows // tile.rows) * -(-num_columns // tile.columns)
+        num_programs = cdiv(num_rows, tile.rows) * cdiv(num_columns, tile.columns)
         form = tile.swapped
     prefetch = _prefetched(tile, K * w.element_size(), gated=gated) if w_tma else 0
     arguments = (

@@ -82,7 +82,7 @@ _OLDER = ProductTile(rows=64, columns=64, depth=32, warps=4, stages=3, x_tma=Fal
 
 _HOPPER = 90
 
-# A second launch costs some 4 us, in which a multiprocessor of an H100 or H200 makes so many sums.
+# A second launch costs some 4 us by estimate; in them a multiprocessor of an H100 or H200 makes so many sums.
 _LAUNCH_SUMS = 12e6
 # Two launches must be modelled to take at most this share of the time of one.
 _WORTHWHILE = 0.96
@@ -165,19 +165,10 @@ def exact_tile(
 def exact_parts(
     arch: int, dtype: torch.dtype, num_rows: int, num_columns: int, depth: int, multiprocessors: int, *, gated: bool
 ) -> tuple[tuple[int, ProductTile], ...]:
-    """Return an exact product's launches, as (rows, tile) from the first row on: one, or two if that is faster.
+    """Return the launches of an exact product, arguments and result as of `product_parts`: one, or two if that is faster.
 
     Large tiles reach the most of a multiprocessor, but where their last wave is nearly empty, whole waves of them and
     smaller tiles for the other rows end sooner.
-
-    Args:
-        arch: compute capability, such as 90, or INTERPRETER.
-        dtype: of x and w.
-        num_rows: M.
-        num_columns: N, of both halves if gated.
-        depth: K.
-        multiprocessors: of the device.
-        gated: whether w is [gate | up].
     """
 
     def choose(rows: int) -> ProductTile:

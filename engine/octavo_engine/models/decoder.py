@@ -45,7 +45,7 @@ class Decoder:
             self._layers.append(self._prepare(load_layer(config, fetch, index)))
             if progress is not None:
                 progress((index + 1) / config.num_layers)
-        self._order: Sequence[int] = range(config.num_layers)
+        self._order: Sequence[int] = range(config.num_layers)  # layers that a pass goes through; 0 is the first of them
 
     def sketch(self) -> Decoder:
         """Return this decoder cut down to its first layer of each kind and its last one, with the same weights.
@@ -91,9 +91,8 @@ class Decoder:
         """
         ops = self._ops
         residual = ops.embed(self._embedding, batch)
-        first = self._order[0]
-        x = ops.rms_norm(residual, self._layers[first].input_norm)
-        q = self._queries(x, batch, first)
+        x = ops.rms_norm(residual, self._layers[0].input_norm)
+        q = self._queries(x, batch, 0)
         for index, following in pairwise(self._order):
             x = self._attend(q, residual, batch, index)
             q = self._queries(x, batch, following)

@@ -17,7 +17,7 @@ import triton.language as tl
 from octavo_kernels import activation, copy_pages, merge_states, norm, penalties, rope_write, sampling
 from octavo_kernels import launch as launcher
 from octavo_kernels.compile_ahead import compiled_ahead
-from octavo_kernels.decode_attention import decode_workspace_size, paged_decode
+from octavo_kernels.decode_attention import decode_workspace_size, most_members, paged_decode
 from octavo_kernels.decode_plan import allocate_plan, plan_decode
 from octavo_kernels.extend_attention import paged_extend
 from octavo_kernels.heuristics import CHUNK
@@ -94,7 +94,7 @@ def attention(
             work = None
             if plan is not None:
                 limits = {"max_batch": 64, "max_len": 1024 * page_size, "num_kv_heads": 2, "programs": 264}
-                members = 64 // group if plan else 0
+                members = most_members(head_dim, group, dtype, page_size) if plan else 0
                 work = allocate_plan(**limits, chunk=CHUNK, device=q.device, members=members, **plan)
                 plan_decode(work, lengths)
             options |= {"plan": work, "span": span}

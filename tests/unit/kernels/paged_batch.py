@@ -9,6 +9,7 @@ import torch
 from octavo_kernels import reference
 from octavo_kernels.decode_attention import decode_workspace_size, paged_decode
 from octavo_kernels.extend_attention import paged_extend
+from octavo_kernels.heuristics import CHUNK
 from octavo_kernels.launch import interpreted
 
 ON_GPU = torch.cuda.is_available() and not interpreted()
@@ -29,7 +30,7 @@ class Shape:
     sinks: bool = False
     dtype: torch.dtype = torch.float32
     kv_heads: int = 8 if ON_GPU else 1
-    chunk: int = 512 if ON_GPU else 64
+    chunk: int = CHUNK if ON_GPU else 64
 
     def __str__(self) -> str:
         name = f"d{self.head_dim}-g{self.group}-page{self.page_size}-window{self.window}-{str(self.dtype)[6:]}"

@@ -160,13 +160,14 @@ def test_one_cuda_graph_serves_all_lengths() -> None:
     expected = batch.decode()[0]
     out = torch.empty_like(batch.q)
     width = batch.block_table.shape[1] * 16
-    workspace = torch.empty(decode_workspace_size(*batch.q.shape, width), device=DEVICE)
+    workspace = torch.empty(decode_workspace_size(*batch.q.shape, width, batch.shape.chunk), device=DEVICE)
     lse = torch.empty(batch.q.shape[:2], device=DEVICE)
     arguments = (batch.q, batch.k, batch.v, batch.block_table, batch.seq_lens, out, workspace)
     batch.seq_lens.fill_(1)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        paged_decode(*arguments, lse=lse, **batch.options)  # compiled by the run above: captures cannot load modules
+        # compiled by the run above: captures cannot load modules
+        paged_decode(*arguments, chunk=batch.shape.chunk, lse=lse, **batch.options)
     batch.seq_lens.copy_(lengths)
     graph.replay()
     assert torch.equal(out, expected)

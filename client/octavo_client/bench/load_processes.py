@@ -1,4 +1,4 @@
-"""Drives the processes that hold a closed loop's clients: as many as the concurrency asks for, started once."""
+"""Drives the processes that hold a closed loop's clients: started once, and used as the concurrency asks for."""
 
 from __future__ import annotations
 
@@ -55,11 +55,11 @@ class LoadProcesses:
 
 
 @asynccontextmanager
-async def load_processes(target: str, most_concurrency: int) -> AsyncIterator[LoadProcesses]:
-    """Start the processes for at most so many clients of a router; they are killed at the end."""
+async def load_processes(target: str) -> AsyncIterator[LoadProcesses]:
+    """Start the processes for any number of clients of a router; they are killed at the end."""
+    count = num_processes(_MOST_PROCESSES * _CLIENTS_EACH)
     async with AsyncExitStack() as stack:
-        started = [await stack.enter_async_context(_process(target)) for _ in range(num_processes(most_concurrency))]
-        yield LoadProcesses(started)
+        yield LoadProcesses([await stack.enter_async_context(_process(target)) for _ in range(count)])
 
 
 @asynccontextmanager

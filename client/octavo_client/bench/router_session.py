@@ -19,7 +19,7 @@ from octavo.workloads import ClosedLoop, Workload, closed_loop, parse
 from octavo_client import redis_server
 from octavo_client.admin import AdminClient
 from octavo_client.bench.kernel_cache import kernel_cache_state
-from octavo_client.bench.load_processes import LoadFailed, load_processes
+from octavo_client.bench.load_processes import LoadFailed, LoadProcesses, load_processes
 from octavo_client.bench.serving_load import ServingResult, run_closed_loop
 from octavo_client.bench.session import Figure, MeasureFailed, Subject
 from octavo_client.client import OctavoClient
@@ -40,9 +40,12 @@ _NO_REDIS: Final = "redis://127.0.0.1:1"
 class RouterSession:
     """A running stack of one engine and its routers; opened by `router_session`."""
 
-    def __init__(self, stack: LocalStack, engine: Engine, start: Figure, subject: Subject) -> None:
+    def __init__(
+        self, stack: LocalStack, engine: Engine, clients: LoadProcesses, start: Figure, subject: Subject
+    ) -> None:
         self._stack = stack
         self._engine = engine
+        self._clients = clients
         self._start = start
         self._highest_id = subject.highest_id
         self._routers = subject.routers
@@ -85,10 +88,10 @@ class RouterSession:
         return [json.loads(line)["seconds"] for line in lines if '"step_launch_slow"' in line]
 
     async def _serve(self, loop: ClosedLoop) -> ServingResult:
-        async with load_processes(self._stack.router.address, loop.concurrency) as clients:
-            # Prompts of their own: nothing that is measured is in the prefix cache.
-            await clients.run(replace(loop, count=loop.concurrency, seed=_WARM_UP_SEED + loop.concurrency, **_WARM_UP))
-            return await clients.run(loop)
+        # Prompts of their own: nothing that is measured is in the prefix cache.
+        seed = _WARM_UP_SEED + loop.concurrency
+        await self._clients.run(replace(loop, count=loop.concurrency, seed=seed, **_WARM_UP))
+        return await self._clients.run(loop)
 
 
 @asynccontextmanager
@@ -105,9 +108,10 @@ async def router_session(subject: Subject) -> AsyncIterator[RouterSession]:
             async with LocalStack(options) as stack, OctavoClient(stack.router.address) as client:
                 await _first_token(client, subject.highest_id)
                 start = Figure("seconds", (time.monotonic() - started,), {"kernel_cache": kernel_cache})
-                async with AdminClient(stack.router.admin_address) as admin:
-                    engine = await _warm_engine(admin)
-                yield RouterSession(stack, engine, start, subject)
+                async with load_processes(stack.router.address) as clients:  # they come up while the engine prepares
+                    async with AdminClient(stack.router.admin_address) as admin:
+                        engine = await _warm_engine(admin)
+                    yield RouterSession(stack, engine, clients, start, subject)
         except (StackFailed, OctavoError) as error:
             raise MeasureFailed(str(error)) from None
 

@@ -60,7 +60,7 @@ class EngineConfig(Settings):
     num_pages: int | None = Field(None, ge=2, description="pages in the pool; default: what kv_memory holds")
     kv_memory: ByteSize | None = Field(
         None,
-        description="memory of the page pool, such as 2GiB; default: 80 % of a free GPU; on a CPU a tenth of what is free, at most 1GiB",
+        description="memory of the page pool, such as 2GiB; default: what weights and a tenth for computing leave of a GPU; on a CPU a tenth of what is free, at most 1GiB",
     )
     max_model_len: int | None = Field(None, ge=2, description="longest prompt + output; default: the model's own limit")
 

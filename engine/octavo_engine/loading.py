@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Final
 
 import structlog
@@ -18,6 +17,7 @@ from octavo_engine.model_runner import ModelRunner
 from octavo_engine.models.config import ModelConfig, UnsupportedModel, read_config
 from octavo_engine.models.decoder import Decoder
 from octavo_engine.models.weights import Fetch, open_weights
+from octavo_engine.pool_size import pages_of_pool
 from octavo_engine.runner import Loaded, ModelFacts, Runner
 from octavo_engine.warm_up import warm_up_plans
 
@@ -26,9 +26,6 @@ Progress = Callable[[str, float], None]
 _log = structlog.get_logger()
 
 _DTYPES: Final = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
-_CPU_POOL_SHARE: Final = 0.1
-"""Share of the machine's free memory that the page pool takes by default on a CPU: a laptop is not a server."""
-_CPU_POOL_MOST: Final = 1 << 30
 
 
 def load(config: EngineConfig, progress: Progress) -> Loaded:
@@ -69,7 +66,7 @@ def build_runner(
         raise UnsupportedModel("the torch backend computes on the CPU only: use --backend triton on a GPU")
     dtype = _dtype(config, model, device)
     max_len = min(config.max_model_len or model.max_position, model.max_position)
-    num_pages = _num_pages(config, model, dtype, device, max_len)
+    num_pages = pages_of_pool(config, model, dtype, device, max_len)
     pool = torch.zeros(
         num_pages, model.num_layers, 2, model.num_kv_heads, config.page_size, model.head_dim, dtype=dtype, device=device
     )
@@ -171,25 +168,3 @@ def _dtype(config: EngineConfig, model: ModelConfig, device: torch.device) -> to
 
         return torch.bfloat16 if model.dtype == "bfloat16" and bfloat16_is_fast() else torch.float32
     return _DTYPES.get(model.dtype, torch.bfloat16)
-
-
-def _num_pages(config: EngineConfig, model: ModelConfig, dtype: torch.dtype, device: torch.device, max_len: int) -> int:
-    if config.num_pages is not None:
-        return config.num_pages
-    page_bytes = model.num_layers * 2 * model.num_kv_heads * config.page_size * model.head_dim * dtype.itemsize
-    if config.kv_memory is not None:
-        memory = int(config.kv_memory)
-    elif device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        memory = int(free * 0.8)
-    else:
-        memory = min(int(_free_bytes() * _CPU_POOL_SHARE), _CPU_POOL_MOST)
-    longest = -(-max_len // config.page_size)
-    return max(memory // page_bytes, min(longest, 64) + 1)
-
-
-def _free_bytes() -> int:
-    for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return 4 << 30

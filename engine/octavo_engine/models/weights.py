@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -159,6 +160,11 @@ def _merged(fetch: Fetch, names: list[str]) -> Linear:
         ]
         bias = torch.cat(parts)
     return Linear(weight=weights[0] if len(weights) == 1 else torch.cat(weights), bias=bias)
+
+
+def num_parameters(config: ModelConfig) -> int:
+    """Return how many numbers the weights of a config's shapes hold."""
+    return sum(math.prod(shape) for _, shape in _shapes(config))
 
 
 def _shapes(config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:

@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from octavo.random_model import write_random_model
+from octavo_engine.config import EngineConfig
+from octavo_engine.models.config import ModelConfig, UnsupportedModel, read_config
+from octavo_engine.models.weights import num_parameters
+from octavo_engine.pool_size import pages_of_pool
+from support.tiny_models import write_model
+
+GIB = 1 << 30
+
+
+def model_of(directory: Path, shape: str) -> ModelConfig:
+    write_random_model(directory, shape)
+    return read_config(directory)
+
+
+def pages(model: ModelConfig, *, device: str = "cuda", max_len: int = 8192, **settings: object) -> int:
+    config = EngineConfig.model_validate(settings)
+    return pages_of_pool(config, model, torch.bfloat16, torch.device(device), max_len)
+
+
+def memory(model: ModelConfig, num_pages: int) -> int:
+    return num_pages * model.num_layers * 2 * model.num_kv_heads * 16 * model.head_dim * 2
+
+
+def set_free(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: (size, 2 * size))
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral-window", "qwen2", "qwen3"])
+def test_parameters_are_those_of_transformers(name: str, tmp_path: Path) -> None:
+    theirs = write_model(tmp_path, name)
+    assert num_parameters(read_config(tmp_path)) == theirs.num_parameters()
+
+
+@pytest.mark.parametrize("free", [24 * GIB, 80 * GIB, 141 * GIB])
+def test_weights_pages_and_a_tenth_fill_a_gpu(free: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    set_free(monkeypatch, free)
+    model = model_of(tmp_path, "llama-8b")
+    used = 2 * num_parameters(model) + memory(model, pages(model))
+    assert 0.899 * free < used <= 0.9 * free
+
+
+def test_a_small_gpu_keeps_two_gibibytes_for_computing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    set_free(monkeypatch, 8 * GIB)
+    model = model_of(tmp_path, "qwen3-0.6b")
+    used = 2 * num_parameters(model) + memory(model, pages(model))
+    assert 5.99 * GIB < used <= 6 * GIB
+
+
+def test_a_model_too_large_for_a_gpu_is_refused_in_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    set_free(monkeypatch, 16 * GIB)
+    model = model_of(tmp_path, "llama-8b")
+    with pytest.raises(UnsupportedModel, match=r"take 16\.1 GB, and cuda has 17\.2 GB free"):
+        pages(model)
+
+
+def test_what_is_configured_is_not_questioned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    set_free(monkeypatch, 0)
+    model = model_of(tmp_path, "tiny")
+    assert pages(model, num_pages=7) == 7
+    assert memory(model, pages(model, kv_memory="1GiB")) == pytest.approx(GIB, rel=0.001)
+    assert pages(model, kv_memory=1, max_len=320) == 21  # one sequence of the longest kind, and one page more
+
+
+def test_a_cpu_gives_at_most_a_gibibyte(tmp_path: Path) -> None:
+    model = model_of(tmp_path, "tiny")
+    assert 0 < memory(model, pages(model, device="cpu")) <= GIB

@@ -66,7 +66,8 @@ def build_runner(
         raise UnsupportedModel("the torch backend computes on the CPU only: use --backend triton on a GPU")
     dtype = _dtype(config, model, device)
     max_len = min(config.max_model_len or model.max_position, model.max_position)
-    num_pages = pages_of_pool(config, model, dtype, device, max_len)
+    num_pages = pages_of_pool(config, model, dtype, device, max_len, _workspace(backend, model, config))
+    max_len = min(max_len, num_pages * config.page_size)
     pool = torch.zeros(
         num_pages, model.num_layers, 2, model.num_kv_heads, config.page_size, model.head_dim, dtype=dtype, device=device
     )
@@ -92,7 +93,7 @@ def build_runner(
         name=name,
         revision=revision,
         tokenizer_revision=tokenizer,
-        max_model_len=min(max_len, num_pages * config.page_size),
+        max_model_len=max_len,
         vocab_size=model.vocab_size,
         eos_token_ids=model.eos_token_ids,
         page_size=config.page_size,
@@ -114,9 +115,8 @@ def _ops(
 ) -> Ops:
     if backend == "triton":
         from octavo_engine.backends.triton_ops import TritonOps
-        from octavo_engine.decode_step import padded_size
 
-        rows = max(padded_size(config.sequences(pool.device.type)), len(warm_up_plans()[0].rows))
+        rows = _most_rows(config, pool.device.type)
         return TritonOps(model, pool, max_len=max_len, max_sequences=rows, exact=exact)
     from octavo_engine.backends.cpu_linear import CpuLinear
     from octavo_engine.backends.cpu_ops import CpuOps
@@ -128,6 +128,22 @@ def _ops(
     row_threads = RowThreads(threads)
     linear = CpuLinear(pool.dtype, exact=exact, tiles=config.numerics == "exact", threads=row_threads)
     return CpuOps(model, pool, max_len=max_len, threads=row_threads, linear=linear)
+
+
+def _workspace(backend: str, model: ModelConfig, config: EngineConfig) -> Callable[[int], int]:
+    """Return the bytes that a backend's operations keep for themselves, as a function of the longest sequence."""
+    if backend != "triton":
+        return lambda _max_len: 0
+    from octavo_engine.backends.triton_ops import workspace_bytes
+
+    rows = _most_rows(config, "cuda")
+    return lambda max_len: workspace_bytes(model, config.page_size, max_len=max_len, max_sequences=rows)
+
+
+def _most_rows(config: EngineConfig, device: str) -> int:
+    from octavo_engine.decode_step import padded_size
+
+    return max(padded_size(config.sequences(device)), len(warm_up_plans()[0].rows))
 
 
 def _warm_runner(

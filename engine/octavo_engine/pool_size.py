@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -22,7 +23,12 @@ _LEAST_PAGES: Final = 64
 
 
 def pages_of_pool(
-    config: EngineConfig, model: ModelConfig, dtype: torch.dtype, device: torch.device, max_len: int
+    config: EngineConfig,
+    model: ModelConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+    max_len: int,
+    workspace: Callable[[int], int],
 ) -> int:
     """Return the number of pages; call before weights are loaded.
 
@@ -32,6 +38,7 @@ def pages_of_pool(
         dtype: of weights and pages.
         device: where both are.
         max_len: most tokens of a sequence.
+        workspace: bytes that operations keep for themselves on a GPU if sequences have at most so many tokens.
 
     Raises:
         UnsupportedModel: a GPU has no room for the weights and a few pages.
@@ -46,7 +53,9 @@ def pages_of_pool(
         return max(min(int(_free_bytes() * _CPU_SHARE), _CPU_MOST) // page_bytes, least)
     free, _ = torch.cuda.mem_get_info(device)
     weights = num_parameters(model) * dtype.itemsize
-    num_pages = (free - weights - max(int(free * _GPU_REST_SHARE), _GPU_REST_LEAST)) // page_bytes
+    room = free - weights - max(int(free * _GPU_REST_SHARE), _GPU_REST_LEAST)
+    longest = min(max_len, room // page_bytes * config.page_size)  # a sequence cannot outgrow the pool
+    num_pages = (room - workspace(longest)) // page_bytes if longest > 0 else 0
     if num_pages < least:
         raise UnsupportedModel(
             f"the weights take {weights / 1e9:.1f} GB, and {device} has {free / 1e9:.1f} GB free: too little for pages "

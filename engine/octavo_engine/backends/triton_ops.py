@@ -23,6 +23,16 @@ from octavo_engine.models.rope import cos_sin_table
 from octavo_engine.models.weights import Linear
 
 
+def workspace_bytes(config: ModelConfig, page_size: int, *, max_len: int, max_sequences: int) -> int:
+    """Return what attention and sampling keep between their kernels, in fp32; arguments as of `TritonOps`."""
+    widest = widest_table(max_len, page_size) * page_size
+    sizes = (
+        decode_workspace_size(max_sequences, config.num_heads, config.head_dim, widest),
+        sample_workspace_size(max_sequences, config.vocab_size),
+    )
+    return max(sizes) * torch.float32.itemsize
+
+
 class TritonOps:
     """Operations of the `triton` backend.
 
@@ -45,13 +55,8 @@ class TritonOps:
         self._cos_sin = cos_sin_table(config.rope, config.head_dim, max_len).to(self._device)
         self._scale = config.head_dim**-0.5
         self._on_cpu = _cpu_products(pool) if pool.device.type == "cpu" else None
-        page_size = pool.shape[4]
-        widest = widest_table(max_len, page_size) * page_size
-        sizes = (
-            decode_workspace_size(max_sequences, config.num_heads, config.head_dim, widest),
-            sample_workspace_size(max_sequences, config.vocab_size),
-        )
-        self._workspace = torch.empty(max(sizes), dtype=torch.float32, device=self._device)
+        size = workspace_bytes(config, pool.shape[4], max_len=max_len, max_sequences=max_sequences)
+        self._workspace = torch.empty(size, dtype=torch.uint8, device=self._device).view(torch.float32)
         self._side: torch.cuda.Stream | None = None
         self._tickets = torch.zeros(max_sequences * config.num_kv_heads, dtype=torch.int32, device=self._device)
 

@@ -19,9 +19,14 @@ def model_of(directory: Path, shape: str) -> ModelConfig:
     return read_config(directory)
 
 
-def pages(model: ModelConfig, *, device: str = "cuda", max_len: int = 8192, **settings: object) -> int:
+def pages(
+    model: ModelConfig, *, device: str = "cuda", max_len: int = 8192, workspace: int = 0, **settings: object
+) -> int:
+    """Pages of a pool beside a workspace of so many bytes a token of the longest sequence."""
     config = EngineConfig.model_validate(settings)
-    return pages_of_pool(config, model, torch.bfloat16, torch.device(device), max_len)
+    return pages_of_pool(
+        config, model, torch.bfloat16, torch.device(device), max_len, lambda longest: longest * workspace
+    )
 
 
 def memory(model: ModelConfig, num_pages: int) -> int:
@@ -44,6 +49,16 @@ def test_weights_pages_and_a_tenth_fill_a_gpu(free: int, tmp_path: Path, monkeyp
     model = model_of(tmp_path, "llama-8b")
     used = 2 * num_parameters(model) + memory(model, pages(model))
     assert 0.899 * free < used <= 0.9 * free
+
+
+def test_a_workspace_is_no_larger_than_sequences_that_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    set_free(monkeypatch, 24 * GIB)
+    model = model_of(tmp_path, "llama-8b")
+    alone = pages(model, max_len=131072)
+    assert 20_000 < alone * 16 < 131072
+    beside = pages(model, max_len=131072, workspace=33280)
+    taken = memory(model, alone - beside)
+    assert abs(taken - alone * 16 * 33280) <= memory(model, 1)  # to a page
 
 
 def test_a_small_gpu_keeps_two_gibibytes_for_computing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -66,7 +66,7 @@ def build_runner(
         raise UnsupportedModel("the torch backend computes on the CPU only: use --backend triton on a GPU")
     dtype = _dtype(config, model, device)
     max_len = min(config.max_model_len or model.max_position, model.max_position)
-    num_pages = pages_of_pool(config, model, dtype, device, max_len, _workspace(backend, model, config))
+    num_pages = pages_of_pool(config, model, dtype, device, max_len, _workspace(backend, model, config, device))
     max_len = min(max_len, num_pages * config.page_size)
     pool = torch.zeros(
         num_pages, model.num_layers, 2, model.num_kv_heads, config.page_size, model.head_dim, dtype=dtype, device=device
@@ -116,7 +116,7 @@ def _ops(
     if backend == "triton":
         from octavo_engine.backends.triton_ops import TritonOps
 
-        rows = _most_rows(config, pool.device.type)
+        rows = _most_rows(config, pool.device)
         return TritonOps(model, pool, max_len=max_len, max_sequences=rows, exact=exact)
     from octavo_engine.backends.cpu_linear import CpuLinear
     from octavo_engine.backends.cpu_ops import CpuOps
@@ -130,20 +130,21 @@ def _ops(
     return CpuOps(model, pool, max_len=max_len, threads=row_threads, linear=linear)
 
 
-def _workspace(backend: str, model: ModelConfig, config: EngineConfig) -> Callable[[int], int]:
+def _workspace(backend: str, model: ModelConfig, config: EngineConfig, device: torch.device) -> Callable[[int], int]:
     """Return the bytes that a backend's operations keep for themselves, as a function of the longest sequence."""
     if backend != "triton":
         return lambda _max_len: 0
     from octavo_engine.backends.triton_ops import workspace_bytes
 
-    rows = _most_rows(config, "cuda")
+    rows = _most_rows(config, device)
     return lambda max_len: workspace_bytes(model, config.page_size, max_len=max_len, max_sequences=rows)
 
 
-def _most_rows(config: EngineConfig, device: str) -> int:
+def _most_rows(config: EngineConfig, device: torch.device) -> int:
+    """Return the most rows of a step on the `triton` backend, with padding."""
     from octavo_engine.decode_step import padded_size
 
-    return max(padded_size(config.sequences(device)), len(warm_up_plans()[0].rows))
+    return max(padded_size(config.sequences(device.type)), len(warm_up_plans()[0].rows))
 
 
 def _warm_runner(

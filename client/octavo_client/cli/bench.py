@@ -58,7 +58,7 @@ def bench(
     peer: Annotated[
         list[str],
         typer.Option(help="Type that transformers runs in, or none; repeatable.", rich_help_panel=_CLOSED),
-    ] = ["float32"],  # noqa: B006
+    ] = ["float32"],  # noqa: B006  # as above
     serve: Annotated[bool, typer.Option(help="Also measure through the router.", rich_help_panel=_CLOSED)] = True,
     model: Annotated[str, typer.Option(help="Model directory or name.", rich_help_panel=_CLOSED)] = DEFAULT_MODEL,
     shape: Annotated[

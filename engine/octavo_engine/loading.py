@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Final
 
 import structlog
@@ -11,7 +12,7 @@ import torch
 from octavo.model_directory import DEFAULT_MODEL, resolve_model, served_name
 from octavo.revision import model_revision, tokenizer_revision
 
-from octavo_engine.backends.ops import NotExact, Ops
+from octavo_engine.backends.ops import NotExact
 from octavo_engine.config import EngineConfig
 from octavo_engine.model_runner import ModelRunner
 from octavo_engine.models.config import ModelConfig, UnsupportedModel, read_config
@@ -72,23 +73,16 @@ def build_runner(
         num_pages, model.num_layers, 2, model.num_kv_heads, config.page_size, model.head_dim, dtype=dtype, device=device
     )
 
-    def loaded(share: float) -> None:
-        progress("load weights", share)
-
     exact = config.numerics != "fast"
-    ops = _ops(backend, model, pool, config, max_len, exact=exact)
+    build = _gpu_runner if backend == "triton" else _cpu_runner
     try:
-        decoder = Decoder(model, fetch, ops, loaded)
+        runner = build(model, fetch, pool, config, max_len, progress, exact=exact)
     except NotExact as error:
         if config.numerics == "exact":
             raise
         _log.warning("numerics_fast", reason=str(error))
-        ops.close()
         exact = False
-        ops = _ops(backend, model, pool, config, max_len, exact=exact)
-        decoder = Decoder(model, fetch, ops, loaded)
-    progress("warm up", 0.0)
-    runner = _warm_runner(decoder, ops, config, max_len, pool.device, backend)
+        runner = build(model, fetch, pool, config, max_len, progress, exact=exact)
     facts = ModelFacts(
         name=name,
         revision=revision,
@@ -110,14 +104,16 @@ def build_runner(
 # ruff: noqa: PLC0415
 
 
-def _ops(
-    backend: str, model: ModelConfig, pool: torch.Tensor, config: EngineConfig, max_len: int, *, exact: bool
-) -> Ops:
-    if backend == "triton":
-        from octavo_engine.backends.triton_ops import TritonOps
-
-        rows = _most_rows(config, pool.device)
-        return TritonOps(model, pool, max_len=max_len, max_sequences=rows, exact=exact)
+def _cpu_runner(
+    model: ModelConfig,
+    fetch: Fetch,
+    pool: torch.Tensor,
+    config: EngineConfig,
+    max_len: int,
+    progress: Progress,
+    *,
+    exact: bool,
+) -> Runner:
     from octavo_engine.backends.cpu_linear import CpuLinear
     from octavo_engine.backends.cpu_ops import CpuOps
     from octavo_engine.backends.row_threads import RowThreads
@@ -127,7 +123,61 @@ def _ops(
     # Tiles cost far more than a tenth at small batches: `auto` then prefers `fast`.
     row_threads = RowThreads(threads)
     linear = CpuLinear(pool.dtype, exact=exact, tiles=config.numerics == "exact", threads=row_threads)
-    return CpuOps(model, pool, max_len=max_len, threads=row_threads, linear=linear)
+    ops = CpuOps(model, pool, max_len=max_len, threads=row_threads, linear=linear)
+    try:
+        decoder = Decoder(model, fetch, ops, lambda share: progress("load weights", share))
+    except BaseException:
+        ops.close()
+        raise
+    progress("warm up", 0.0)
+    runner = ModelRunner(decoder, ops, page_size=config.page_size)
+    runner.warm_up()
+    return runner
+
+
+def _gpu_runner(
+    model: ModelConfig,
+    fetch: Fetch,
+    pool: torch.Tensor,
+    config: EngineConfig,
+    max_len: int,
+    progress: Progress,
+    *,
+    exact: bool,
+) -> Runner:
+    """Build a runner whose kernels are compiled while most layers are still being loaded."""
+    from octavo_engine.backends.triton_ops import TritonOps
+    from octavo_engine.pipelined_runner import PipelinedRunner
+
+    device = pool.device
+    ops = TritonOps(model, pool, max_len=max_len, max_sequences=_most_rows(config, device), exact=exact)
+
+    def compiled(decoder: Decoder) -> PipelinedRunner:
+        runner = PipelinedRunner(
+            decoder,
+            ops,
+            page_size=config.page_size,
+            max_sequences=config.sequences(device.type),
+            max_len=max_len,
+            max_step_tokens=config.step_tokens(device.type),
+            device=device,
+        )
+        runner.compile()
+        return runner
+
+    with ThreadPoolExecutor(1, "compile") as thread:
+        compiling: list[Future[PipelinedRunner]] = []
+        Decoder(
+            model,
+            fetch,
+            ops,
+            lambda share: progress("load weights", share),
+            lambda decoder: compiling.append(thread.submit(compiled, decoder)),
+        )
+        progress("warm up", 0.0)
+        runner = compiling[0].result()
+    runner.warm_up()
+    return runner
 
 
 def _workspace(backend: str, model: ModelConfig, config: EngineConfig, device: torch.device) -> Callable[[int], int]:
@@ -145,28 +195,6 @@ def _most_rows(config: EngineConfig, device: torch.device) -> int:
     from octavo_engine.decode_step import padded_size
 
     return max(padded_size(config.sequences(device.type)), len(warm_up_plans()[0].rows))
-
-
-def _warm_runner(
-    decoder: Decoder, ops: Ops, config: EngineConfig, max_len: int, device: torch.device, backend: str
-) -> Runner:
-    if backend == "torch":
-        on_cpu = ModelRunner(decoder, ops, page_size=config.page_size)
-        on_cpu.warm_up()
-        return on_cpu
-    from octavo_engine.pipelined_runner import PipelinedRunner
-
-    pipelined = PipelinedRunner(
-        decoder,
-        ops,
-        page_size=config.page_size,
-        max_sequences=config.sequences(device.type),
-        max_len=max_len,
-        max_step_tokens=config.step_tokens(device.type),
-        device=device,
-    )
-    pipelined.warm_up()
-    return pipelined
 
 
 def _device(config: EngineConfig) -> torch.device:

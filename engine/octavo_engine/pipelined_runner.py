@@ -113,15 +113,20 @@ class PipelinedRunner:
             raise
 
     @torch.inference_mode()
+    def compile(self) -> None:
+        """Compile, side by side, what steps of each kind and of usual sizes need. The decoder's sketch suffices."""
+        if self._is_captured:
+            with self._on_stream(), compiled_ahead():
+                self.prepared.rehearse()
+
+    @torch.inference_mode()
     def warm_up(self) -> None:
-        """Compile what steps of each kind and of usual sizes need, so that no request waits for it.
+        """Run steps of each kind and of usual sizes, so that no request waits for what they load.
 
         Writes to page 0, which nobody holds yet.
         """
         if self._is_captured:
             with self._on_stream():
-                with compiled_ahead():
-                    self.prepared.rehearse()
                 self.prepared.rehearse()
         for plan in warm_up_plans():
             self.launch(plan).result()

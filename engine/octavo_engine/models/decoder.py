@@ -28,10 +28,23 @@ class _Layer:
 
 
 class Decoder:
-    """A decoder whose weights a backend has prepared."""
+    """A decoder whose weights a backend has prepared.
+
+    Args:
+        config: the model's shape.
+        fetch: gives tensors by name.
+        ops: the backend.
+        progress: is told the share of layers that are loaded.
+        sketched: is called with this decoder as soon as its `sketch` can compute; the other layers come after.
+    """
 
     def __init__(
-        self, config: ModelConfig, fetch: Fetch, ops: Ops, progress: Callable[[float], None] | None = None
+        self,
+        config: ModelConfig,
+        fetch: Fetch,
+        ops: Ops,
+        progress: Callable[[float], None] | None = None,
+        sketched: Callable[[Decoder], None] | None = None,
     ) -> None:
         self.config = config
         self._ops = ops
@@ -40,12 +53,15 @@ class Decoder:
         head = weights.embedding if weights.lm_head is None else weights.lm_head
         self._lm_head = ops.prepare_linear(Linear(weight=head))
         self._final_norm = ops.prepare_vector(weights.final_norm)
-        self._layers: list[_Layer] = []
-        for index in range(config.num_layers):
-            self._layers.append(self._prepare(load_layer(config, fetch, index)))
-            if progress is not None:
-                progress((index + 1) / config.num_layers)
         self._order: Sequence[int] = range(config.num_layers)  # layers that a pass goes through; 0 is the first of them
+        self._layers: dict[int, _Layer] = {}
+        first = self.sketch()._order  # noqa: SLF001 - of this class
+        for index in (*first, *(index for index in self._order if index not in first)):
+            self._layers[index] = self._prepare(load_layer(config, fetch, index))
+            if progress is not None:
+                progress(len(self._layers) / config.num_layers)
+            if sketched is not None and len(self._layers) == len(first):
+                sketched(self)
 
     def sketch(self) -> Decoder:
         """Return this decoder cut down to its first layer of each kind and its last one, with the same weights.
@@ -94,13 +110,13 @@ class Decoder:
         x = ops.rms_norm(residual, self._layers[0].input_norm)
         q = self._queries(x, batch, 0)
         for index, following in pairwise(self._order):
-            x = self._attend(q, residual, batch, index)
+            x = self._attend(q, residual, batch, index, self._layers[following].input_norm)
             q = self._queries(x, batch, following)
         return q, residual
 
     def finish(self, rows: Inputs, q: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
         """Return the logits [B, vocab] of rows whose last queries and residual stream are given; overwrites the latter."""
-        x = self._attend(q, residual, rows, len(self._layers) - 1)
+        x = self._attend(q, residual, rows, self._order[-1], self._final_norm)
         return self._ops.linear(x, self._lm_head)
 
     def _queries(self, x: torch.Tensor, batch: Inputs, index: int) -> torch.Tensor:
@@ -108,11 +124,12 @@ class Decoder:
         layer = self._layers[index]
         return self._ops.rope_write(self._ops.linear(x, layer.qkv), batch, index, layer.q_norm, layer.k_norm)
 
-    def _attend(self, q: torch.Tensor, residual: torch.Tensor, batch: Inputs, index: int) -> torch.Tensor:
-        """Compute the rest of a layer from its queries; return [T, hidden], normalized for what comes next."""
+    def _attend(
+        self, q: torch.Tensor, residual: torch.Tensor, batch: Inputs, index: int, norm: torch.Tensor
+    ) -> torch.Tensor:
+        """Compute the rest of a layer from its queries; return [T, hidden], normalized by what comes next."""
         ops, layer = self._ops, self._layers[index]
         x = ops.attention(q, batch, index)
         x = ops.add_rms_norm(ops.linear(x, layer.output), residual, layer.post_norm)
         x = ops.linear(ops.gated_linear(x, layer.gate_up), layer.down)
-        is_last = index == len(self._layers) - 1
-        return ops.add_rms_norm(x, residual, self._final_norm if is_last else self._layers[index + 1].input_norm)
+        return ops.add_rms_norm(x, residual, norm)

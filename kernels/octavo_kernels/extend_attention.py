@@ -11,6 +11,7 @@ import triton.language as tl
 
 from octavo_kernels.arguments import check_attention, check_options, check_vector
 from octavo_kernels.arithmetic import cdiv, next_power_of_2
+from octavo_kernels.extend_hopper import computes, fills, launch_extend
 from octavo_kernels.heuristics import CHUNK, EXTEND, EXTEND_EXACT, Tile, lookup
 from octavo_kernels.launch import architecture, launch, must_upcast
 from octavo_kernels.page_tiles import finish_softmax, fold_state, load_tile, raw_scores, softmax_weights, token_offsets
@@ -76,9 +77,17 @@ def paged_extend(
     if num_tokens == 0 or batch == 0:
         return
     group, d_pad = num_heads // num_kv_heads, max(16, next_power_of_2(head_dim))
+    is_plain = causal and window == 0 and softcap == 0 and sinks is None
+    is_hopper = tile is None and computes(q, k, v, is_plain=is_plain) and fills(q)
     tile = tile or lookup(EXTEND_EXACT if exact else EXTEND, architecture(), d_pad, group, q.dtype, page_size)
     if exact and (chunk <= 0 or chunk % tile.tokens != 0):
         raise ValueError(f"chunk: {chunk}, expected a multiple of {tile.tokens}, the tokens of a tile")
+    if is_hopper:
+        launch_extend(
+            q, k, v, block_table, cu_q, seq_lens, out, lse,
+            scale=scale, max_q_len=max_q_len, chunk=chunk if exact else 0,
+        )  # fmt: skip
+        return
     rows = max(tile.rows, next_power_of_2(group))
     block_tokens = rows // group  # query tokens a program: rows beyond block_tokens * group stay idle
     num_blocks = num_tokens // block_tokens + batch

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -112,6 +113,16 @@ def interpreted() -> bool:
 def architecture() -> int:
     """Return the compute capability that kernels are compiled for, such as 90; INTERPRETER if they are not compiled."""
     return INTERPRETER if interpreted() else int(triton.runtime.driver.active.get_current_target().arch)
+
+
+@lru_cache(maxsize=64)
+def hardware(device: torch.device) -> tuple[int, int]:
+    """Return a device's compute capability (or INTERPRETER) and its number of multiprocessors."""
+    arch = architecture()
+    if arch == INTERPRETER:
+        return arch, 2  # a few tiles for each program
+    properties = triton.runtime.driver.active.utils.get_device_properties(device.index or 0)
+    return arch, int(properties["multiprocessor_count"])
 
 
 def must_upcast(dtype: torch.dtype) -> bool:

@@ -5,17 +5,15 @@ one chain of sums along K (see matmul_kernels). Fast products take whichever ker
 """
 
 from collections.abc import Sequence
-from functools import lru_cache
 
 import torch
-import triton
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from octavo_kernels.activation import silu_mul
 from octavo_kernels.arguments import FLOATS, check_tensor, check_vector
 from octavo_kernels.arithmetic import cdiv
 from octavo_kernels.heuristics import INTERPRETER
-from octavo_kernels.launch import architecture, launch_keyed
+from octavo_kernels.launch import hardware, launch_keyed
 from octavo_kernels.matmul_kernels import _product_persistent, _product_tile
 from octavo_kernels.matmul_tiles import ProductTile, form_sizes, product_parts
 
@@ -104,7 +102,7 @@ def sizes_of_all_forms(
         device: where they run.
         exact: as they will be called.
     """
-    arch, processors = _hardware(device)
+    arch, processors = hardware(device)
     return form_sizes(arch, dtype, most_rows, shapes, processors, exact=exact)
 
 
@@ -123,7 +121,7 @@ def launch_product(
     num_columns = out.shape[1]
     if num_rows == 0:
         return
-    arch, processors = _hardware(x.device)
+    arch, processors = hardware(x.device)
     x_tma, w_tma = tile.x_tma and _has_descriptor(x), tile.w_tma and _has_descriptor(w)
     strides = (x.stride(0), w.stride(0), 0 if residual is None else residual.stride(0), out.stride(0))
     tensors = (out if bias is None else bias, out if residual is None else residual, out)
@@ -170,7 +168,7 @@ def _prefetched(tile: ProductTile, row_bytes: int, *, gated: bool) -> int:
 
 
 def _parts(x: torch.Tensor, w: torch.Tensor, *, exact: bool, gated: bool) -> tuple[tuple[int, ProductTile], ...]:
-    arch, processors = _hardware(x.device)
+    arch, processors = hardware(x.device)
     return product_parts(arch, x.dtype, x.shape[0], w.shape[0], x.shape[1], processors, exact=exact, gated=gated)
 
 
@@ -221,16 +219,6 @@ def _describe(base: torch.Tensor, shape: Sequence[int], strides: Sequence[int], 
     descriptor.base, descriptor.shape, descriptor.strides = base, shape, strides
     descriptor.block_shape, descriptor.padding = block, "zero"
     return descriptor
-
-
-@lru_cache(maxsize=64)
-def _hardware(device: torch.device) -> tuple[int, int]:
-    """Return a device's compute capability (or INTERPRETER) and its number of multiprocessors."""
-    arch = architecture()
-    if arch == INTERPRETER:
-        return arch, 2  # a few tiles for each program
-    properties = triton.runtime.driver.active.utils.get_device_properties(device.index or 0)
-    return arch, int(properties["multiprocessor_count"])
 
 
 def _check(x: torch.Tensor, w: torch.Tensor, bias: torch.Tensor | None, out: torch.Tensor, num_columns: int) -> None:

@@ -12,6 +12,9 @@ import torch
 from octavo_kernels.cascade import find_shared, set_shared
 from octavo_kernels.decode_attention import decode_workspace_size, paged_decode
 from octavo_kernels.decode_plan import allocate_plan, plan_decode
+from octavo_kernels.extend_attention import paged_extend
+from octavo_kernels.extend_hopper import computes, launch_extend
+from octavo_kernels.heuristics import EXTEND, EXTEND_EXACT, lookup
 from unit.kernels.exact_attention import CHUNK, decode, extend, plan_for, sequence
 from unit.kernels.paged_batch import DEVICE, ON_GPU, Shape, make_batch
 
@@ -99,3 +102,39 @@ def test_one_cuda_graph_with_a_plan_serves_all_lengths() -> None:
         paged_decode(*arguments, expected, workspace, exact=True, **batch.options)
         seen = torch.tensor(lengths, device=DEVICE) <= torch.tensor([2000, 0, 700, 1], device=DEVICE)
         assert torch.equal(out[seen], expected[seen])
+
+
+_FIRST_ROW = 300  # as many decodes as stand before the chunks of a step: whole blocks of the chunks' kernel
+RAGGED = ([17, 37, 64, 1, 0, 0, 20, 70, 1000, 5000, 9000], [17, 5, 1, 1, 1, 0, 9, 70, 1000, 300, 1])
+
+
+@pytest.mark.parametrize("exact", [True, False], ids=["exact", "fast"])
+@pytest.mark.parametrize("hint", [True, False], ids=["longest known", "longest unknown"])
+@pytest.mark.parametrize(
+    ("head_dim", "group", "page_size", "dtype"),
+    [(128, 4, 16, torch.bfloat16), (128, 1, 64, torch.bfloat16), (128, 5, 32, torch.float16),
+     (128, 7, 16, torch.bfloat16)],
+)  # fmt: skip
+@pytest.mark.parametrize(
+    "lengths", [RAGGED, ([3000, 2048], [512, 1024]), ([4096], [4096])], ids=["ragged", "two", "one"]
+)
+def test_hoppers_kernel_gives_the_bits_of_the_other(
+    lengths: tuple[list[int], list[int]], head_dim: int, group: int, page_size: int, dtype, hint: bool, exact: bool
+) -> None:
+    batch = make_batch(Shape(head_dim, group, page_size, dtype=dtype), *lengths, padding_rows=400)
+    batch.cu_q += _FIRST_ROW  # the rows before, and some of the last, belong to no sequence
+    if not computes(batch.q, batch.k, batch.v, is_plain=True):
+        pytest.skip("needs a Hopper GPU, and the release of Triton that its kernel is written for")
+    arguments = (batch.q, batch.k, batch.v, batch.block_table, batch.cu_q, batch.seq_lens)
+    options = {"scale": head_dim**-0.5, "max_q_len": max(lengths[1]) if hint else None}
+    tile = lookup(EXTEND_EXACT if exact else EXTEND, 90, head_dim, group, dtype, page_size)
+    (expected, expected_lse), (out, lse), (again, _) = (
+        (torch.full_like(batch.q, 7.0), torch.full(batch.q.shape[:2], 7.0, device=DEVICE)) for _ in range(3)
+    )
+    paged_extend(*arguments, expected, lse=expected_lse, exact=exact, tile=tile, **options)
+    launch_extend(*arguments, out, lse, chunk=CHUNK if exact else 0, **options)
+    launch_extend(*arguments, again, None, chunk=CHUNK if exact else 0, **options)
+    assert (out[:_FIRST_ROW] == 7).all()
+    assert torch.equal(out, expected)
+    assert torch.equal(lse, expected_lse)
+    assert torch.equal(again, out)

@@ -20,7 +20,7 @@ from octavo_kernels.compile_ahead import compiled_ahead
 from octavo_kernels.decode_attention import decode_workspace_size, most_members, paged_decode
 from octavo_kernels.decode_plan import allocate_plan, plan_decode
 from octavo_kernels.extend_attention import paged_extend
-from octavo_kernels.heuristics import CHUNK
+from octavo_kernels.heuristics import CHUNK, EXTEND, EXTEND_EXACT, lookup
 from octavo_kernels.matmul import launch_product
 from octavo_kernels.matmul_tiles import FEW_ROWS, MANY_ROWS, ProductTile, exact_tile
 from octavo_kernels.norm import _rmsnorm_rows as norm_kernels
@@ -36,6 +36,8 @@ def cases() -> Iterator[tuple[str, Callable[[], None]]]:
         yield f"decode {options}", attention("decode", head_dim, group, page_size)
         yield f"extend {options}", attention("extend", head_dim, group, page_size)
     yield "extend d128 g5 page16", attention("extend", 128, 5, 16)
+    for page_size in (16, 64):  # what other hardware, and other releases of Triton, run
+        yield f"extend d128 g4 page{page_size} tile", attention("extend", 128, 4, page_size, table=EXTEND)
     yield "decode d80 g1 page16", attention("decode", 80, 1, 16)
     extras = {"window": 128, "softcap": 30.0, "sinks": True}
     yield "decode d128 g4 page16 window softcap sinks", attention("decode", 128, 4, 16, **extras)
@@ -53,6 +55,7 @@ def cases() -> Iterator[tuple[str, Callable[[], None]]]:
         options = f"d{head_dim} g{group} page{page_size} exact"
         yield f"decode {options}", attention("decode", head_dim, group, page_size, exact=True)
         yield f"extend {options}", attention("extend", head_dim, group, page_size, exact=True)
+        yield f"extend {options} tile", attention("extend", head_dim, group, page_size, exact=True, table=EXTEND_EXACT)
         yield f"decode {options} plan", attention("decode", head_dim, group, page_size, exact=True, plan={})
         yield f"decode {options} span", attention("decode", head_dim, group, page_size, exact=True, span=8)
         yield f"decode {options} shared", attention("decode", head_dim, group, page_size, exact=True, plan=SHARED)
@@ -72,21 +75,34 @@ def pool(num_kv_heads: int, page_size: int, head_dim: int, dtype: torch.dtype = 
 
 
 def attention(
-    kind, head_dim, group, page_size, *, dtype=BF16, window=0, softcap=0.0, sinks=False, exact=False, plan=None, span=1
+    kind,
+    head_dim,
+    group,
+    page_size,
+    *,
+    dtype=BF16,
+    window=0,
+    softcap=0.0,
+    sinks=False,
+    exact=False,
+    plan=None,
+    span=1,
+    table=None,
 ):
     def launch() -> None:
         num_heads = 2 * group
+        num_rows = 8192 if kind == "extend" else 64  # enough of a chunk for a whole device
         kv = pool(2, page_size, head_dim, dtype)
         k, v = kv[:, 1, 0], kv[:, 1, 1]
-        q = torch.empty(64, num_heads, head_dim, dtype=dtype)
+        q = torch.empty(num_rows, num_heads, head_dim, dtype=dtype)
         lengths = torch.zeros(64, dtype=torch.int32)
-        table = torch.zeros(64, 1024, dtype=torch.int32)
+        tables = torch.zeros(64, 1024, dtype=torch.int32)
         options = {
             "scale": head_dim**-0.5,
             "window": window,
             "softcap": softcap,
             "sinks": torch.empty(num_heads) if sinks else None,
-            "lse": torch.empty(64, num_heads),
+            "lse": torch.empty(num_rows, num_heads),
             "exact": exact,
         }
         if kind == "decode":
@@ -98,10 +114,12 @@ def attention(
                 work = allocate_plan(**limits, chunk=CHUNK, device=q.device, members=members, **plan)
                 plan_decode(work, lengths)
             options |= {"plan": work, "span": span}
-            paged_decode(q, k, v, table, lengths, torch.empty_like(q), torch.empty(size), **options)
+            paged_decode(q, k, v, tables, lengths, torch.empty_like(q), torch.empty(size), **options)
         else:
             cu_q = torch.zeros(65, dtype=torch.int32)
-            paged_extend(q, k, v, table, cu_q, lengths, torch.empty_like(q), **options)
+            if table is not None:
+                options["tile"] = lookup(table, 90, head_dim, group, dtype, page_size)
+            paged_extend(q, k, v, tables, cu_q, lengths, torch.empty_like(q), **options)
 
     return launch
 
@@ -197,8 +215,7 @@ def main() -> None:
                 launch()
         print(json.dumps({"launched_ahead": len(kernels)}), flush=True)  # noqa: T201
         ahead = hashes_of_kernels()
-        norm_kernels.device_caches.clear()
-        launcher._compiled.clear()
+        forget_norms()
         norms()
         print(json.dumps({"same_kernels": bool(ahead) and ahead == hashes_of_kernels()}), flush=True)  # noqa: T201
         kernels.clear()
@@ -221,6 +238,11 @@ def main() -> None:
             late.clear()
             activation.silu_mul(*operands)
             print(json.dumps({"form": name, "compiled": len(late)}), flush=True)  # noqa: T201
+
+
+def forget_norms() -> None:
+    norm_kernels.device_caches.clear()
+    launcher._compiled.clear()
 
 
 def hashes_of_kernels() -> set[str]:

@@ -24,7 +24,8 @@ def captured(compute: Callable[[], _T], pool: Any) -> tuple[torch.cuda.CUDAGraph
     collects = gc.isenabled()
     gc.disable()  # another graph that is collected in the midst of this one's capture would end it
     try:
-        graph.capture_begin(pool=pool)
+        # Other threads may load kernels meanwhile.
+        graph.capture_begin(pool=pool, capture_error_mode="thread_local")
         result = compute()
     except BaseException:
         with suppress(RuntimeError):  # the capture is broken, too; what broke it says more

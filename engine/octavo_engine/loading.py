@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Final
+from contextlib import ExitStack
+from contextvars import copy_context
+from typing import Any, Final
 
 import structlog
 import torch
@@ -165,19 +167,27 @@ def _gpu_runner(
         runner.compile()
         return runner
 
-    with ThreadPoolExecutor(1, "compile") as thread:
-        compiling: list[Future[PipelinedRunner]] = []
-        Decoder(
-            model,
-            fetch,
-            ops,
-            lambda share: progress("load weights", share),
-            lambda decoder: compiling.append(thread.submit(compiled, decoder)),
-        )
+    compiling: list[Future[PipelinedRunner]] = []
+
+    def sketched(decoder: Decoder) -> None:
+        compiling.append(thread.submit(copy_context().run, compiled, decoder))
+        at_failure.callback(_close, compiling[0])
+
+    with ThreadPoolExecutor(1, "compile") as thread, ExitStack() as at_failure:
+        Decoder(model, fetch, ops, lambda share: progress("load weights", share), sketched)
         progress("warm up", 0.0)
         runner = compiling[0].result()
-    runner.warm_up()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)  # weights came on another stream than steps run on
+        runner.warm_up()
+        at_failure.pop_all()
     return runner
+
+
+def _close(compiling: Future[Any]) -> None:
+    """Close a runner that cannot be used: a process does not end before compilers do."""
+    if compiling.exception() is None:
+        compiling.result().close()
 
 
 def _workspace(backend: str, model: ModelConfig, config: EngineConfig, device: torch.device) -> Callable[[int], int]:

@@ -125,7 +125,11 @@ class SlotPenalties:
 
     def release(self) -> None:
         """Give the tallies' memory back; no sequence has a slot, and no captured step refers to them."""
+        self.vacate()
         self._tallies = None
+
+    def vacate(self) -> None:
+        """Forget all occupants; no sequence has a slot."""
         for slot in self._penalized:
             self.frequency[slot] = self.presence[slot] = 0
             self.repetition[slot] = 1

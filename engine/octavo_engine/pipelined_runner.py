@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from typing import Final
 
 import numpy as np
 import torch
-from octavo_kernels.compile_ahead import compiled_ahead
+from octavo_kernels.compile_ahead import Compiling, compile_ahead
 from octavo_kernels.step_inputs import ban_tokens
 
 from octavo_engine.backends.ops import Ops
@@ -32,6 +32,7 @@ from octavo_engine.warm_up import warm_up_plans
 _WORDS_PER_ROW: Final = 320  # most of them for banned ids
 _WORDS_PER_TOKEN: Final = 16
 _WORDS_MORE: Final = 4096  # what padding to the smallest sizes takes
+_MOMENT_S: Final = 0.05  # of waiting for a compiler; requests come in between
 
 
 class _NoTokens:
@@ -73,6 +74,7 @@ class PipelinedRunner:
         self._page_size = page_size
         self._is_captured = device.type == "cuda"
         self._stream = torch.cuda.Stream(device) if self._is_captured else None  # type: ignore[no-untyped-call]
+        self._compiling: Compiling | None = None
         self._finder = SharedFinder(ops.shared_members, page_size)
         max_pages = widest_table(max_len, page_size)
         with self._on_stream():
@@ -114,20 +116,23 @@ class PipelinedRunner:
 
     @torch.inference_mode()
     def compile(self) -> None:
-        """Compile, side by side, what steps of each kind and of usual sizes need. The decoder's sketch suffices."""
+        """Compile what a lone request needs; what other usual steps need is still on its way then.
+
+        The decoder's sketch suffices. Many kernels are compiled side by side, and nobody needs all of them at first.
+        """
         if self._is_captured:
-            with self._on_stream(), compiled_ahead():
-                self.prepared.rehearse()
+            with self._on_stream():
+                self._compiling = compile_ahead(self.prepared.rehearse_lone, self.prepared.rehearse_others)
 
     @torch.inference_mode()
     def warm_up(self) -> None:
-        """Run steps of each kind and of usual sizes, so that no request waits for what they load.
+        """Run the steps of a lone request, of any length, so that it does not wait for what they load.
 
         Writes to page 0, which nobody holds yet.
         """
         if self._is_captured:
             with self._on_stream():
-                self.prepared.rehearse()
+                self.prepared.rehearse_lone()
         for plan in warm_up_plans():
             self.launch(plan).result()
         self._state.forget()
@@ -135,16 +140,24 @@ class PipelinedRunner:
     @property
     def is_warm(self) -> bool:
         """Whether all usual steps are prepared; the first request to need another one waits for it."""
-        return self.prepared.is_complete
+        return self._compiling is None and self.prepared.is_complete
 
     @torch.inference_mode()
     def warm_next(self) -> None:
-        """Prepare steps of one more size."""
+        """Prepare steps of one more size, or wait a moment for kernels that are still being compiled."""
         with self._on_stream():
-            self.prepared.prepare_next()
+            if self._compiling is None:
+                self.prepared.prepare_next()
+            elif self._compiling.ends_within(_MOMENT_S):
+                with closing(self._compiling) as compiled:
+                    self._compiling = None
+                    compiled.result()
+                self.prepared.rehearse_others()
 
     def close(self) -> None:
         """Give memory back."""
+        if self._compiling is not None:
+            self._compiling.close()
         self.prepared.close()
         self._ops.close()
 

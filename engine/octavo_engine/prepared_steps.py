@@ -112,8 +112,8 @@ class PreparedSteps:
             self._capture(step)
         return step
 
-    def rehearse(self) -> None:
-        """Launch every kernel that usual steps need, on padding, before any step is captured.
+    def rehearse_lone(self) -> None:
+        """Launch every kernel that the steps of a lone request need, on padding.
 
         It writes no page, but slots forget who has them.
         """
@@ -121,10 +121,19 @@ class PreparedSteps:
         lengths = {min(length, self._most_tokens) for length in _REHEARSED_TOKENS}
         lengths.update(self._ops.usual_sizes(self._most_tokens))
         chunks = (chunks_plan(length, self._max_len, page_size) for length in sorted(lengths))
-        for plan in (*warm_up_plans(), *chunks, penalty_plan()):
+        for plan in (*warm_up_plans(), *chunks):
             self._rehearse_plan(plan)
         self._state.forget()
-        self._state.penalties.release()
+        DecodeStep(self._decoder, self._ops, self._state, Shape(1, self._usual_widths()[0])).rehearse()
+
+    def rehearse_others(self) -> None:
+        """Launch every kernel that further usual steps need; otherwise as `rehearse_lone`. No sequence has a slot."""
+        self._rehearse_plan(penalty_plan())
+        self._state.forget()
+        if any(shape.penalizes for shape in self._decode_steps):
+            self._state.penalties.vacate()  # requests came before; the steps captured for them count where they did
+        else:
+            self._state.penalties.release()
         # The widest usual table needs all that narrower ones do: its contexts are folded by a kernel of their own.
         width = self._usual_widths()[0]
         for size in self._usual_sizes():

@@ -104,6 +104,7 @@ class StepLoop:
         self._num_taken = 0
         self._num_frames = 0
         self._num_failures = 0
+        self._num_warm_up_failures = 0
         self._published_ns = 0
 
     def run(self) -> None:
@@ -162,7 +163,8 @@ class StepLoop:
             _log.error("warm_up_failed", exc_info=error)
             if _is_sticky(error):
                 raise StepLoopFailed from error
-            self._is_warming = False
+            self._num_warm_up_failures += 1
+            self._is_warming = not self._runner.is_warm and self._num_warm_up_failures < _MAX_FAILURES_IN_A_ROW
         if not self._is_warming:
             self._tell_load()
 
@@ -341,6 +343,6 @@ def _joined(outcomes: list[StepOutcome]) -> StepOutcome:
 
 def _is_sticky(error: Exception) -> bool:
     """Tell whether the device is lost with this error: a CUDA context never recovers, except from a lack of memory."""
-    if type(error).__name__ == "OutOfMemoryError":
+    if type(error).__name__ == "OutOfMemoryError" or "out of memory" in str(error):
         return False
     return type(error).__name__ == "AcceleratorError" or "CUDA error" in str(error) or "[CUDA]" in str(error)

@@ -56,5 +56,6 @@ def test_a_rehearsal_writes_no_page(tmp_path: Path) -> None:
     before = pool.clone()
     assert before.count_nonzero() > 0
     with torch.inference_mode(), runner._on_stream():
-        runner.prepared.rehearse()
+        runner.prepared.rehearse_lone()
+        runner.prepared.rehearse_others()
     assert torch.equal(pool, before)

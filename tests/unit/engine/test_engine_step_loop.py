@@ -330,14 +330,34 @@ def test_an_idle_loop_warms_up_once_nothing_has_come_for_a_while_and_says_when_i
     assert not warming[-1]
 
 
-def test_a_size_that_cannot_be_prepared_ends_the_warm_up_and_nothing_else() -> None:
+def test_a_size_that_cannot_be_prepared_keeps_no_other_from_it() -> None:
+    log: list[str] = []
+
     class Runner(ColdRunner):
         def warm_next(self) -> None:
-            raise RuntimeError("too large")
+            super().warm_next()
+            if log == ["warm"]:
+                raise RuntimeError("Triton Error [CUDA]: out of memory")
 
     script = Script([], [submit(1, max_tokens=2)], *[[]] * 5)
-    run(script, Runner([]))
+    run(script, Runner(log))
 
+    assert log == ["warm", "step", "step", "warm"]
+    assert not script.frames[-1].load.is_warming
+
+
+def test_preparing_that_keeps_failing_comes_to_an_end() -> None:
+    class Runner(ColdRunner):
+        num_tried = 0
+
+        def warm_next(self) -> None:
+            self.num_tried += 1
+            raise RuntimeError("too large")
+
+    script, runner = Script([], [submit(1, max_tokens=2)], *[[]] * 9), Runner([])
+    run(script, runner)
+
+    assert runner.num_tried == 3
     assert len(script.tokens(1)) == 2
     assert not script.frames[-1].load.is_warming
 

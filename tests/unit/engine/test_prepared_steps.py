@@ -87,3 +87,76 @@ def test_preparing_changes_nobodys_state(graphs: list[Replay]) -> None:
     assert torch.equal(runner._state.last_tokens[:padding], before[0][:padding])
     assert torch.equal(runner._state.tables[:padding], before[1][:padding])
     assert len(graphs) > 10
+
+
+class Compiling:
+    """Stands for kernels that are being compiled; ends when it is told to."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.has_ended = self.is_closed = False
+        self._error = error
+
+    def ends_within(self, _seconds: float) -> bool:
+        return self.has_ended
+
+    def result(self) -> None:
+        assert self.has_ended
+        if self._error is not None:
+            raise self._error
+
+    def close(self) -> None:
+        self.has_ended = self.is_closed = True
+
+
+def test_steps_are_prepared_once_their_kernels_are_compiled(graphs: list[Replay]) -> None:
+    octavo, prepared = capturing()
+    runner: Any = octavo._runner
+    compiling = runner._compiling = Compiling()
+    runner.warm_next()
+    assert not graphs
+    assert not runner.is_warm
+    compiling.has_ended = True
+    octavo.prepare()
+    assert runner.is_warm
+    assert len(graphs) > 10
+    assert prepared.is_complete
+
+
+@pytest.mark.usefixtures("graphs")
+def test_kernels_that_do_not_compile_are_told_of_once_and_do_not_keep_steps_from_being_prepared() -> None:
+    octavo, _ = capturing()
+    runner: Any = octavo._runner
+    runner._compiling = Compiling(RuntimeError("no compiler"))
+    runner._compiling.has_ended = True
+    compiling = runner._compiling
+    with pytest.raises(RuntimeError, match="no compiler"):
+        runner.warm_next()
+    assert compiling.is_closed
+    octavo.prepare()
+    assert runner.is_warm
+
+
+@pytest.mark.usefixtures("graphs")
+def test_penalties_count_on_where_steps_were_captured_before_all_kernels_were_compiled() -> None:
+    def penalized(key: int) -> Any:
+        return submit(key, [3] * 4, 20, frequency_penalty=1.5)
+
+    octavo, prepared = capturing()
+    runner: Any = octavo._runner
+    compiling = runner._compiling = Compiling()
+    [first] = octavo.generate([penalized(1)]).values()
+    assert any(shape.penalizes for shape in prepared._decode_steps)
+    compiling.has_ended = True
+    runner.warm_next()
+    [second] = octavo.generate([penalized(2)]).values()
+    assert len(set(first.token_ids)) > 1
+    assert second.token_ids == first.token_ids
+
+
+@pytest.mark.usefixtures("graphs")
+def test_closing_ends_what_is_still_being_compiled() -> None:
+    octavo, _ = capturing()
+    runner: Any = octavo._runner
+    compiling = runner._compiling = Compiling()
+    runner.close()
+    assert compiling.is_closed

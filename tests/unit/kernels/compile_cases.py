@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from octavo_kernels import activation, copy_pages, merge_states, norm, penalties, rope_write, sampling
 from octavo_kernels import launch as launcher
-from octavo_kernels.compile_ahead import compiled_ahead
+from octavo_kernels.compile_ahead import compile_ahead, compiled_ahead
 from octavo_kernels.decode_attention import decode_workspace_size, most_members, paged_decode
 from octavo_kernels.decode_plan import allocate_plan, plan_decode
 from octavo_kernels.extend_attention import paged_extend
@@ -234,6 +234,19 @@ def main() -> None:
             copies()
         copies()
         print(json.dumps({"launched_after_a_failure": len(kernels)}), flush=True)  # noqa: T201
+        forget_norms()
+        kernels.clear()
+        on_their_way = compile_ahead(norms, lambda: launcher.launch(_broken, (1,), torch.empty(16)))
+        ready = len(hashes_of_kernels())
+        late.clear()
+        norms()
+        facts = {"ready_first": ready, "launched": len(kernels), "late": late.copy()}
+        facts["ended"] = on_their_way.ends_within(60)
+        try:
+            on_their_way.result()
+        except triton.CompilationError as error:
+            facts["broken"] = type(error).__name__
+        print(json.dumps({"compile_ahead": facts}), flush=True)  # noqa: T201
         for name, operands in forms_of_one_kernel():
             late.clear()
             activation.silu_mul(*operands)

@@ -64,6 +64,14 @@ def test_a_kernel_that_does_not_compile_ahead_leaves_the_others_as_they_are(told
     assert [fact["launched_after_a_failure"] for fact in told if "launched_after_a_failure" in fact] == [3]
 
 
+def test_what_is_needed_first_is_ready_while_other_kernels_are_still_compiled(told: list[dict]) -> None:
+    [facts] = [fact["compile_ahead"] for fact in told if "compile_ahead" in fact]
+    assert facts["ready_first"] == facts["launched"] > 0
+    assert facts["late"] == []
+    assert facts["ended"]
+    assert facts["broken"] == "CompilationError"  # told to whoever asks for the rest
+
+
 def test_what_was_launched_once_is_launched_the_same_again(told: list[dict]) -> None:
     again = [fact["launched_again"] for fact in told if "launched_again" in fact]
     assert len(again) > 50

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from octavo.workloads import Job
 
@@ -14,8 +14,20 @@ from octavo_engine.bench.requests import submit
 from octavo_engine.offline import OfflineEngine
 
 
-def run_closed_loop(engine: OfflineEngine, jobs: Sequence[Job], concurrency: int) -> Measured:
-    """Run jobs greedily with a fixed number in the engine at any time. The prefix cache starts empty."""
+def run_closed_loop(
+    engine: OfflineEngine,
+    jobs: Sequence[Job],
+    concurrency: int,
+    see: Callable[[messages.StepFrame], None] = lambda _frame: None,
+) -> Measured:
+    """Run jobs greedily with a fixed number in the engine at any time. The prefix cache starts empty.
+
+    Args:
+        engine: runs them.
+        jobs: in the order in which clients take them.
+        concurrency: how many clients.
+        see: is told of each step.
+    """
     engine.scheduler.flush()
     waiting: Iterator[Job] = iter(jobs)
 
@@ -23,6 +35,7 @@ def run_closed_loop(engine: OfflineEngine, jobs: Sequence[Job], concurrency: int
         return [submit(job) for job in itertools.islice(waiting, count)]
 
     def on_frame(frame: messages.StepFrame) -> list[messages.Submit]:
+        see(frame)
         return next_jobs(len(frame.ends))
 
     started = time.perf_counter()

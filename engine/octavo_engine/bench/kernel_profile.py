@@ -12,15 +12,17 @@ import json
 import sys
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from octavo.workloads import HIGHEST_ID, Job, Workload, parse
+from octavo.workloads import HIGHEST_ID, Job, Workload, closed_loop, parse
 
 _DEVICE_WORK: Final = frozenset({"kernel", "gpu_memcpy", "gpu_memset"})
 _STEPS: Final = 24  # decode steps that are watched
+_UNWATCHED_STEPS: Final = 8  # before them: what was not cached of the prompts, and the steps that still wait for it
 _LONGEST_NAME: Final = 56
 
 
@@ -65,7 +67,7 @@ def charges(events: Iterable[dict[str, Any]]) -> list[Charge]:
 
 
 def _name(event: dict[str, Any]) -> str:
-    name = event["name"].removeprefix("void ").split("(")[0].split("<")[0][:_LONGEST_NAME]
+    name = event["name"].removeprefix("void ").split("(")[0].split("<")[0].strip()[:_LONGEST_NAME]
     grid = event.get("args", {}).get("grid")
     return name if grid is None else f"{name} {'x'.join(map(str, grid))}"
 
@@ -87,7 +89,12 @@ def table(rows: Sequence[Charge], steps: int) -> str:
 def main() -> None:
     """Load the model once, then profile each workload."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("workloads", nargs="+", metavar="WORKLOAD", help="decode:BATCH:CONTEXT or prefill:COUNT:PROMPT")
+    parser.add_argument(
+        "workloads",
+        nargs="+",
+        metavar="WORKLOAD",
+        help="decode:BATCH:CONTEXT, prefill:COUNT:PROMPT or serve:CONCURRENCY",
+    )
     parser.add_argument("--model", default="random:llama-8b")
     parser.add_argument("--numerics", default="auto", choices=["auto", "exact", "fast"])
     options = parser.parse_args()
@@ -106,35 +113,93 @@ def main() -> None:
 
 
 def _profile(engine: Any, workload: Workload) -> tuple[list[Charge], int]:
+    """Run a workload twice and watch the second run: the first one captures sizes and compiles kernels."""
+    jobs = workload.jobs(min(HIGHEST_ID, engine.facts.vocab_size))
+    if workload.kind == "decode":
+        jobs = [Job(job.prompt, 1 + _UNWATCHED_STEPS + _STEPS) for job in jobs]
+        run = partial(_generate, engine, jobs)
+        run(lambda _frame: None)  # now the prompts are cached
+        watch = Watch(first=_UNWATCHED_STEPS, tokens=len(jobs))
+    elif workload.kind in {"prefill", "serve"}:
+        run = partial(_generate, engine, jobs) if workload.kind == "prefill" else partial(_serve, engine, workload)
+        watch = Watch()
+    else:
+        raise SystemExit(f"{workload.name}: only decode, prefill and serve are profiled")
+    run(lambda _frame: None)
+    if workload.kind != "decode":
+        engine.scheduler.flush()
+    watch.begin()
+    run(watch.see)
+    return watch.end()
+
+
+class Watch:
+    """Watches the device from one step on.
+
+    Args:
+        first: how many steps to let go by before.
+        tokens: only steps of so many tokens count among these; None: all do.
+    """
+
+    def __init__(self, first: int = 0, tokens: int | None = None) -> None:
+        import torch  # noqa: PLC0415
+        from torch.profiler import ProfilerActivity, profile  # noqa: PLC0415
+
+        # Without a GPU (in tests) there is no device to watch.
+        device = ProfilerActivity.CUDA if torch.cuda.is_available() else ProfilerActivity.CPU
+        self._profiler = profile(activities=[device])
+        self._left, self._tokens = first, tokens
+        self._steps = 0
+        self._is_on = False
+
+    def begin(self) -> None:
+        """Begin, if no step is to go by before."""
+        if self._left == 0:
+            self._start()
+
+    def see(self, frame: Any) -> None:
+        """Count a step."""
+        if self._is_on:
+            self._steps += frame.num_tokens > 0
+        elif frame.num_tokens and self._tokens in {None, frame.num_tokens}:
+            self._left -= 1
+            self.begin()
+
+    def end(self) -> tuple[list[Charge], int]:
+        """Return what was seen, and how many steps it were."""
+        import torch  # noqa: PLC0415
+
+        if not self._is_on:
+            raise RuntimeError("the workload ended before there was anything to watch")
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self._profiler.stop()
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "trace.json"
+            self._profiler.export_chrome_trace(str(path))
+            events = json.loads(path.read_text())["traceEvents"]
+        return charges(events), max(1, self._steps)
+
+    def _start(self) -> None:
+        self._profiler.start()
+        self._is_on = True
+
+
+def _generate(engine: Any, jobs: Sequence[Job], see: Callable[[Any], None]) -> None:
     from octavo_engine.bench.requests import submit  # noqa: PLC0415
 
-    highest_id = min(HIGHEST_ID, engine.facts.vocab_size)
-    if workload.kind not in {"decode", "prefill"}:
-        raise SystemExit(f"{workload.name}: only decode and prefill are profiled")
-    outputs = _STEPS if workload.kind == "decode" else 1
-    jobs = [Job(job.prompt, outputs) for job in workload.jobs(highest_id)]
-    if workload.kind == "decode":
-        engine.generate([submit(job) for job in jobs])  # now the prompts are cached
-    engine.generate([submit(job) for job in jobs])  # warm: sizes captured, kernels compiled
-    if workload.kind == "prefill":
-        engine.scheduler.flush()
-    steps = 0
-
-    def count(frame: Any) -> tuple[()]:
-        nonlocal steps
-        steps += frame.num_tokens > 0
+    def on_frame(frame: Any) -> tuple[()]:
+        see(frame)
         return ()
 
-    import torch  # noqa: PLC0415
+    engine.generate([submit(job) for job in jobs], on_frame=on_frame)
 
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
-        engine.generate([submit(job) for job in jobs], on_frame=count)
-        torch.cuda.synchronize()
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "trace.json"
-        profiler.export_chrome_trace(str(path))
-        events = json.loads(path.read_text())["traceEvents"]
-    return charges(events), steps
+
+def _serve(engine: Any, workload: Workload, see: Callable[[Any], None]) -> None:
+    from octavo_engine.bench.closed_loop import run_closed_loop  # noqa: PLC0415
+
+    loop = closed_loop(workload, min(HIGHEST_ID, engine.facts.vocab_size))
+    run_closed_loop(engine, loop.jobs(), loop.concurrency, see=see)
 
 
 if __name__ == "__main__":

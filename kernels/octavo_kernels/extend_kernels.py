@@ -143,7 +143,7 @@ def _load_half(
         for tile in range(num_tiles):
             stage = count % _STAGES
             is_empty = (count // _STAGES + 1) & 1
-            box = (stage * (_HALVES) + HALF) * PAGES
+            box = (stage * _HALVES + HALF) * PAGES
             _copy_tile(
                 k_rows, table, tile * PAGES, num_pages, page_rows, head_row, key_boxes, box, keys_full.index(stage),
                 keys_empty.index(stage), is_empty, HALF, PAGE,

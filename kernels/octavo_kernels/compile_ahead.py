@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, contextmanager
 from contextvars import copy_context
 from functools import partial
 from typing import Any, Final
@@ -54,25 +54,18 @@ class Compiling:
         self._pool.shutdown(cancel_futures=True)
 
 
-@contextmanager
-def compiled_ahead() -> Iterator[None]:
-    """Launch no kernel of ours inside the block; at its end compile and load, side by side, what it would have compiled.
-
-    What these kernels would have written is undefined there. Torch's own run on it: the block must not decide by it, nor
-    index with it. Other threads launch and compile as always.
-    """
-    with _noting() as missing:
-        yield
-    with closing(Compiling(missing)) as compiling:
-        compiling.result()
-
-
-def compile_ahead(first: Callable[[], None], others: Callable[[], None]) -> Compiling:
+def compile_ahead(first: Callable[[], None], others: Callable[[], None] = lambda: None) -> Compiling:
     """Return when all that `first` would compile is ready, while what `others` would compile is still on its way.
 
+    Both are run, but launch no kernel of ours. What their kernels would have written is undefined. Torch's own run on it: they
+    must not decide by it, nor index with it. Other threads launch and compile as always.
+
     Args:
-        first: runs as the block of `compiled_ahead` does.
-        others: likewise, after it.
+        first: launches what is needed first.
+        others: launches what is needed later; runs after it.
+
+    Raises:
+        Exception: what the compiler raised about `first`.
     """
     with _noting() as missing:
         first()

@@ -11,10 +11,18 @@ import triton.language as tl
 
 from octavo_kernels.arguments import check_attention, check_options, check_vector
 from octavo_kernels.arithmetic import cdiv, next_power_of_2
-from octavo_kernels.extend_hopper import computes, fills, launch_extend
+from octavo_kernels.extend_hopper import fills_device, launch_hopper, supports
 from octavo_kernels.heuristics import CHUNK, EXTEND, EXTEND_EXACT, Tile, lookup
 from octavo_kernels.launch import architecture, launch, must_upcast
-from octavo_kernels.page_tiles import finish_softmax, fold_state, load_tile, raw_scores, softmax_weights, token_offsets
+from octavo_kernels.page_tiles import (
+    find_sequence,
+    finish_softmax,
+    fold_state,
+    load_tile,
+    raw_scores,
+    softmax_weights,
+    token_offsets,
+)
 
 
 def paged_extend(
@@ -78,12 +86,12 @@ def paged_extend(
         return
     group, d_pad = num_heads // num_kv_heads, max(16, next_power_of_2(head_dim))
     is_plain = causal and window == 0 and softcap == 0 and sinks is None
-    is_hopper = tile is None and computes(q, k, v, is_plain=is_plain) and fills(q)
+    is_hopper = tile is None and supports(q, k, v, is_plain=is_plain) and fills_device(q)
     tile = tile or lookup(EXTEND_EXACT if exact else EXTEND, architecture(), d_pad, group, q.dtype, page_size)
     if exact and (chunk <= 0 or chunk % tile.tokens != 0):
         raise ValueError(f"chunk: {chunk}, expected a multiple of {tile.tokens}, the tokens of a tile")
     if is_hopper:
-        launch_extend(
+        launch_hopper(
             q, k, v, block_table, cu_q, seq_lens, out, lse,
             scale=scale, max_q_len=max_q_len, chunk=chunk if exact else 0,
         )  # fmt: skip
@@ -139,20 +147,6 @@ def paged_extend(
         num_warps=tile.warps,
         num_stages=tile.stages,
     )
-
-
-@triton.jit
-def _find_sequence(cu_q_ptr, block, batch, BLOCK_TOKENS: tl.constexpr):
-    """Return the last sequence whose first block, cu_q[seq] // BLOCK_TOKENS + seq, is at most `block`."""
-    low = 0
-    high = batch - 1
-    while low < high:
-        middle = (low + high + 1) // 2
-        if tl.load(cu_q_ptr + middle) // BLOCK_TOKENS + middle <= block:
-            low = middle
-        else:
-            high = middle - 1
-    return low
 
 
 @triton.jit
@@ -267,7 +261,7 @@ def _extend_blocks(  # noqa: C901, PLR0912, PLR0915 - one program, read from top
         first_token = block % per_sequence * BLOCK_TOKENS
         q_start = tl.load(cu_q_ptr + seq)
     else:
-        seq = _find_sequence(cu_q_ptr, block, batch, BLOCK_TOKENS)
+        seq = find_sequence(cu_q_ptr, block, batch, BLOCK_TOKENS)
         q_start = tl.load(cu_q_ptr + seq)
         first_token = (block - (q_start // BLOCK_TOKENS + seq)) * BLOCK_TOKENS
     q_len = tl.load(cu_q_ptr + seq + 1) - q_start

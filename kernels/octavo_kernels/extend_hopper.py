@@ -1,4 +1,4 @@
-"""Extend attention on Hopper GPUs: launches the Gluon kernel of `extend_kernels`, which tells where it is the better one.
+"""Extend attention on Hopper GPUs: tells where the Gluon kernel of `extend_hopper_kernels` is the better one, and launches it.
 
 Its results have the bits of the Triton kernel, so which of the two runs may depend on the batch. (Unless a value is infinite
 or not a number: here it may also reach earlier rows of its tile, with weight 0.)
@@ -19,12 +19,12 @@ if _IS_KNOWN and not interpreted():
     from triton.experimental.gluon import language as gl
     from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-    from octavo_kernels.extend_kernels import BOX, HEAD_DIM, ROWS, _extend_items
+    from octavo_kernels.extend_hopper_kernels import BOX, HEAD_DIM, ROWS, _extend_items
 
     _SWIZZLED = gl.NVMMASharedLayout(128, 16, 2)
 
 
-def fills(q: torch.Tensor) -> bool:
+def fills_device(q: torch.Tensor) -> bool:
     """Tell whether queries are enough for most multiprocessors: one of them takes a whole program, with its 128 rows.
 
     Fewer are faster in the smaller tiles of the Triton kernel (measured on an H200: by a tenth where half were enough).
@@ -32,8 +32,8 @@ def fills(q: torch.Tensor) -> bool:
     return q.shape[0] * q.shape[1] * 4 >= hardware(q.device)[1] * ROWS * 3
 
 
-def computes(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, is_plain: bool) -> bool:
-    """Tell whether `launch_extend` can compute attention of these queries over these pages.
+def supports(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, is_plain: bool) -> bool:
+    """Tell whether `launch_hopper` can compute attention of these queries over these pages.
 
     Args:
         q: as of `paged_extend`.
@@ -50,7 +50,7 @@ def computes(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, is_plain: boo
     return are_rows and k.shape[0] > 0 and k.data_ptr() % 16 == 0 and v.data_ptr() % 16 == 0
 
 
-def launch_extend(
+def launch_hopper(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,

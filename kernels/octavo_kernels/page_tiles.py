@@ -1,4 +1,4 @@
-"""Device code that both attention kernels share: addresses of paged tokens, scores, and the online softmax step."""
+"""Device code that attention kernels share: whose a block is, addresses of paged tokens, scores, the online softmax step."""
 # ruff: noqa: ANN201 - device functions return values of the kernel language.
 
 import triton
@@ -6,6 +6,20 @@ import triton.language as tl
 
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
+
+
+@triton.jit
+def find_sequence(cu_q_ptr, block, batch, BLOCK_TOKENS: tl.constexpr):
+    """Return the last sequence whose first block, cu_q[seq] // BLOCK_TOKENS + seq, is at most `block`."""
+    low = 0
+    high = batch - 1
+    while low < high:
+        middle = (low + high + 1) // 2
+        if tl.load(cu_q_ptr + middle) // BLOCK_TOKENS + middle <= block:
+            low = middle
+        else:
+            high = middle - 1
+    return low
 
 
 @triton.jit

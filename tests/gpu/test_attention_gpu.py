@@ -13,7 +13,7 @@ from octavo_kernels.cascade import find_shared, set_shared
 from octavo_kernels.decode_attention import decode_workspace_size, paged_decode
 from octavo_kernels.decode_plan import allocate_plan, plan_decode
 from octavo_kernels.extend_attention import paged_extend
-from octavo_kernels.extend_hopper import computes, launch_extend
+from octavo_kernels.extend_hopper import launch_hopper, supports
 from octavo_kernels.heuristics import EXTEND, EXTEND_EXACT, lookup
 from unit.kernels.exact_attention import CHUNK, decode, extend, plan_for, sequence
 from unit.kernels.paged_batch import DEVICE, ON_GPU, Shape, make_batch
@@ -123,7 +123,7 @@ def test_hoppers_kernel_gives_the_bits_of_the_other(
 ) -> None:
     batch = make_batch(Shape(head_dim, group, page_size, dtype=dtype), *lengths, padding_rows=400)
     batch.cu_q += _FIRST_ROW  # the rows before, and some of the last, belong to no sequence
-    if not computes(batch.q, batch.k, batch.v, is_plain=True):
+    if not supports(batch.q, batch.k, batch.v, is_plain=True):
         pytest.skip("needs a Hopper GPU, and the release of Triton that its kernel is written for")
     arguments = (batch.q, batch.k, batch.v, batch.block_table, batch.cu_q, batch.seq_lens)
     options = {"scale": head_dim**-0.5, "max_q_len": max(lengths[1]) if hint else None}
@@ -132,8 +132,8 @@ def test_hoppers_kernel_gives_the_bits_of_the_other(
         (torch.full_like(batch.q, 7.0), torch.full(batch.q.shape[:2], 7.0, device=DEVICE)) for _ in range(3)
     )
     paged_extend(*arguments, expected, lse=expected_lse, exact=exact, tile=tile, **options)
-    launch_extend(*arguments, out, lse, chunk=CHUNK if exact else 0, **options)
-    launch_extend(*arguments, again, None, chunk=CHUNK if exact else 0, **options)
+    launch_hopper(*arguments, out, lse, chunk=CHUNK if exact else 0, **options)
+    launch_hopper(*arguments, again, None, chunk=CHUNK if exact else 0, **options)
     assert (out[:_FIRST_ROW] == 7).all()
     assert torch.equal(out, expected)
     assert torch.equal(lse, expected_lse)

@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from octavo.workloads import HIGHEST_ID, Job, Workload, closed_loop, parse
+from octavo.workloads import HIGHEST_ID, ClosedLoop, Job, Workload, closed_loop, parse
 
 _DEVICE_WORK: Final = frozenset({"kernel", "gpu_memcpy", "gpu_memset"})
 _STEPS: Final = 24  # decode steps that are watched
@@ -114,15 +114,16 @@ def main() -> None:
 
 def _profile(engine: Any, workload: Workload) -> tuple[list[Charge], int]:
     """Run a workload twice and watch the second run: the first one captures sizes and compiles kernels."""
-    jobs = workload.jobs(min(HIGHEST_ID, engine.facts.vocab_size))
+    highest_id = min(HIGHEST_ID, engine.facts.vocab_size)
     if workload.kind == "decode":
-        jobs = [Job(job.prompt, 1 + _UNWATCHED_STEPS + _STEPS) for job in jobs]
+        jobs = [Job(job.prompt, 1 + _UNWATCHED_STEPS + _STEPS) for job in workload.jobs(highest_id)]
         run = partial(_generate, engine, jobs)
         run(lambda _frame: None)  # now the prompts are cached
         watch = Watch(first=_UNWATCHED_STEPS, tokens=len(jobs))
-    elif workload.kind in {"prefill", "serve"}:
-        run = partial(_generate, engine, jobs) if workload.kind == "prefill" else partial(_serve, engine, workload)
-        watch = Watch()
+    elif workload.kind == "prefill":
+        run, watch = partial(_generate, engine, workload.jobs(highest_id)), Watch()
+    elif workload.kind == "serve":
+        run, watch = partial(_serve, engine, closed_loop(workload, highest_id)), Watch()
     else:
         raise SystemExit(f"{workload.name}: only decode, prefill and serve are profiled")
     run(lambda _frame: None)
@@ -195,10 +196,9 @@ def _generate(engine: Any, jobs: Sequence[Job], see: Callable[[Any], None]) -> N
     engine.generate([submit(job) for job in jobs], on_frame=on_frame)
 
 
-def _serve(engine: Any, workload: Workload, see: Callable[[Any], None]) -> None:
+def _serve(engine: Any, loop: ClosedLoop, see: Callable[[Any], None]) -> None:
     from octavo_engine.bench.closed_loop import run_closed_loop  # noqa: PLC0415
 
-    loop = closed_loop(workload, min(HIGHEST_ID, engine.facts.vocab_size))
     run_closed_loop(engine, loop.jobs(), loop.concurrency, see=see)
 
 

@@ -12,7 +12,7 @@ import torch
 from octavo_kernels import bench
 from octavo_kernels.bench.timing import ceilings, print_table
 
-_NOT_BENCHMARKS = {"__main__", "attention_inputs", "library_attention", "timing"}
+_NOT_BENCHMARKS = {"__main__", "attention_inputs", "peer_attention", "timing"}
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ from octavo_kernels.bench.attention_inputs import (
     PagedInputs,
     paged_inputs,
 )
-from octavo_kernels.bench.library_attention import library_us
+from octavo_kernels.bench.peer_attention import peer_us
 from octavo_kernels.bench.timing import Row, graph_us
 from octavo_kernels.decode_attention import decode_workspace_size, paged_decode
 from octavo_kernels.heuristics import CHUNK, exact_span, fast_chunk
@@ -32,7 +32,7 @@ def measure() -> Iterator[Row]:
                 bytes=inputs.bytes(batch * length),
                 flops=inputs.flops,
             )
-        for name, us in library_us(batch, 1, length):
+        for name, us in peer_us(batch, 1, length):
             yield Row(
                 f"decode B={batch} context={length} {name}, no pages", us, inputs.bytes(batch * length), inputs.flops
             )

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 
 from octavo_kernels.bench.attention_inputs import LAYERS, SCALE, PagedInputs, paged_inputs
-from octavo_kernels.bench.library_attention import library_us
+from octavo_kernels.bench.peer_attention import peer_us
 from octavo_kernels.bench.timing import Row, graph_us
 from octavo_kernels.extend_attention import paged_extend
 
@@ -25,7 +25,7 @@ def measure() -> Iterator[Row]:
                 flops=inputs.flops,
             )
         if cached == 0:
-            for name, us in library_us(sequences, q_len, q_len):
+            for name, us in peer_us(sequences, q_len, q_len):
                 yield Row(
                     f"extend {sequences} x {q_len} {name}, no pages", us, inputs.bytes(sequences * q_len), inputs.flops
                 )

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from octavo_kernels import activation, copy_pages, merge_states, norm, penalties, rope_write, sampling
 from octavo_kernels import launch as launcher
-from octavo_kernels.compile_ahead import compile_ahead, compiled_ahead
+from octavo_kernels.compile_ahead import compile_ahead
 from octavo_kernels.decode_attention import decode_workspace_size, most_members, paged_decode
 from octavo_kernels.decode_plan import allocate_plan, plan_decode
 from octavo_kernels.extend_attention import paged_extend
@@ -194,9 +194,7 @@ def main() -> None:
         late.append(fn.name)
 
     with compiling() as kernels:
-        with compiled_ahead():
-            for _, launch in cases():
-                launch()
+        compile_ahead(all_cases).close()
         print(json.dumps({"launched_ahead": len(kernels)}), flush=True)  # noqa: T201 - its output is its purpose
         triton.knobs.runtime.jit_post_compile_hook = note
         for name, launch in cases():
@@ -210,33 +208,26 @@ def main() -> None:
                 print(json.dumps({"case": name, **fields}), flush=True)  # noqa: T201
         print(json.dumps({"compiled_late": late}), flush=True)  # noqa: T201
         kernels.clear()
-        with compiled_ahead():
-            for _, launch in cases():
-                launch()
+        compile_ahead(all_cases).close()
         print(json.dumps({"launched_ahead": len(kernels)}), flush=True)  # noqa: T201
         ahead = hashes_of_kernels()
         forget_norms()
         norms()
         print(json.dumps({"same_kernels": bool(ahead) and ahead == hashes_of_kernels()}), flush=True)  # noqa: T201
         kernels.clear()
-        with compiled_ahead():
-            beside = Thread(target=silu)
-            beside.start()
-            beside.join()
+        compile_ahead(in_a_thread(silu)).close()
         print(json.dumps({"launched_beside": len(kernels)}), flush=True)  # noqa: T201
         try:
-            with compiled_ahead():
-                launcher.launch(_broken, (1,), torch.empty(16))
+            compile_ahead(broken)
         except triton.CompilationError as error:
             print(json.dumps({"broken": type(error).__name__}), flush=True)  # noqa: T201
         kernels.clear()
-        with compiled_ahead():
-            copies()
+        compile_ahead(copies).close()
         copies()
         print(json.dumps({"launched_after_a_failure": len(kernels)}), flush=True)  # noqa: T201
         forget_norms()
         kernels.clear()
-        on_their_way = compile_ahead(norms, lambda: launcher.launch(_broken, (1,), torch.empty(16)))
+        on_their_way = compile_ahead(norms, broken)
         ready = len(hashes_of_kernels())
         late.clear()
         norms()
@@ -246,11 +237,26 @@ def main() -> None:
             on_their_way.result()
         except triton.CompilationError as error:
             facts["broken"] = type(error).__name__
+        on_their_way.close()
         print(json.dumps({"compile_ahead": facts}), flush=True)  # noqa: T201
         for name, operands in forms_of_one_kernel():
             late.clear()
             activation.silu_mul(*operands)
             print(json.dumps({"form": name, "compiled": len(late)}), flush=True)  # noqa: T201
+
+
+def all_cases() -> None:
+    for _, launch in cases():
+        launch()
+
+
+def in_a_thread(function: Callable[[], None]) -> Callable[[], None]:
+    def run() -> None:
+        thread = Thread(target=function)
+        thread.start()
+        thread.join()
+
+    return run
 
 
 def forget_norms() -> None:
@@ -266,6 +272,10 @@ def hashes_of_kernels() -> set[str]:
 @triton.jit
 def _broken(x_ptr):
     tl.store(x_ptr + tl.arange(0, 3), 0.0)  # not a power of two
+
+
+def broken() -> None:
+    launcher.launch(_broken, (1,), torch.empty(16))
 
 
 def forms_of_one_kernel() -> Iterator[tuple[str, tuple[torch.Tensor, torch.Tensor]]]:

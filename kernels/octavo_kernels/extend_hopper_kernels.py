@@ -1,8 +1,9 @@
 """Device code of extend attention for Hopper GPUs, in Gluon: some warps load pages, two groups of four warps compute.
 
-The Triton kernel of `extend_attention` reads every tile of keys and values once for 64 rows of queries, and the L2 cache bounds it.
-Here 128 rows share a tile: each group of warps computes 64 of them (with the rounding of `page_tiles`, so with the same
-bits), and while one waits for its softmax the other one has the tensor cores (as in FlashAttention-3, arXiv 2407.08608).
+The Triton kernel of `extend_attention` reads every tile of keys and values once for 64 rows of queries. Here 128 rows share a
+tile: each group of warps computes 64 of them, with the rounding of `page_tiles`, so with the same bits. While a group turns
+the scores of one tile into weights, the tensor cores add up its tile before, or compute for the other group (both as in
+FlashAttention-3, arXiv 2407.08608).
 """
 
 from triton.experimental import gluon
@@ -15,7 +16,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from octavo_kernels.page_tiles import LOG2E, finish_softmax, fold_state, softmax_weights
+from octavo_kernels.page_tiles import LOG2E, find_sequence, finish_softmax, fold_state, softmax_weights
 
 ROWS = 128  # of queries (tokens x heads of one group) that a program computes at a time
 TOKENS = 64  # keys of a tile
@@ -62,14 +63,7 @@ def _find_block(
     block = gl.maximum(num_blocks - 1 - item // KV_HEADS, 0)
     seq = block % batch
     if per_sequence == 0:
-        seq = 0
-        high = batch - 1
-        while seq < high:
-            middle = (seq + high + 1) // 2
-            if gl.load(cu_q_ptr + middle) // BLOCK_TOKENS + middle <= block:
-                seq = middle
-            else:
-                high = middle - 1
+        seq = find_sequence(cu_q_ptr, block, batch, BLOCK_TOKENS)
     q_start = gl.load(cu_q_ptr + seq)
     first_token = block // batch * BLOCK_TOKENS
     if per_sequence == 0:

@@ -16,7 +16,7 @@ from octavo_kernels.bench.timing import graph_us
 _BACKENDS = {"FlashAttention": SDPBackend.FLASH_ATTENTION, "cuDNN": SDPBackend.CUDNN_ATTENTION}
 
 
-def library_us(sequences: int, q_len: int, length: int) -> Iterator[tuple[str, float]]:
+def peer_us(sequences: int, q_len: int, length: int) -> Iterator[tuple[str, float]]:
     """Time each library that takes the shape: the newest q_len of `length` tokens are queries; all of them, or one.
 
     Yields:

@@ -166,6 +166,8 @@ async def test_killed_router_leaves_every_stream_whole(stack: LocalStack, tmp_pa
                 for generation, sampling, event in zip(generations, samplings * 2, begun, strict=True)
             ]
             await asyncio.gather(*(event.wait() for event in begun))
+            # Callbacks run last first. A new router serves once it has heard of engines.
+            restarted.push_async_callback(until_engines_are, stack, {"engine-1", "engine-2"})
             restarted.push_async_callback(stack.start_router)
             await stack.kill_router()
             completions = await asyncio.gather(*readers)
